@@ -1,0 +1,396 @@
+package workspace
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+)
+
+// PendingActivity is an effect under way, as the Temporal server describes it.
+type PendingActivity struct {
+	Name            string    `json:"name"`
+	State           string    `json:"state"`   // scheduled, started
+	Attempt         int32     `json:"attempt"` // from 1
+	LastFailure     string    `json:"last_failure,omitempty"`
+	LastFailureType string    `json:"last_failure_type,omitempty"` // an ErrorType, a Timeout…, or the program's own
+	NextAttempt     time.Time `json:"next_attempt,omitzero"`       // while it backs off
+	Started         time.Time `json:"started,omitzero"`
+	// Checkpoint is from the newest heartbeat: how far a backup is.
+	Checkpoint *BackupCheckpoint `json:"checkpoint,omitempty"`
+}
+
+// The values of PendingActivity.State.
+const (
+	ActivityScheduled = "scheduled"
+	ActivityStarted   = "started"
+)
+
+// Action is a command that a person can give now.
+type Action struct {
+	Command string `json:"command"`
+	Does    string `json:"does"`
+}
+
+// Explanation answers `holdfast why` (D7).
+type Explanation struct {
+	Name   string    `json:"name"`
+	Phase  Phase     `json:"phase"`
+	Since  time.Time `json:"since"`
+	Reason string    `json:"reason,omitempty"`
+	Doing  string    `json:"doing"` // what is being done now, one sentence
+
+	Operation OperationKind `json:"operation,omitempty"`
+	Step      Step          `json:"step,omitempty"`
+	Attempt   int32         `json:"attempt,omitempty"` // 0 when nothing is attempted
+	Failure   *Failure      `json:"failure,omitempty"` // the last attempt's error
+	NextRetry time.Time     `json:"next_retry,omitzero"`
+
+	Progress *BackupCheckpoint `json:"progress,omitempty"`
+	Far      string            `json:"far,omitempty"` // Progress in words
+
+	Safe []string `json:"safe"` // where the content is, newest first
+	Can  []Action `json:"can"`  // what the person can do
+}
+
+// Explain says what is being done about a workspace, why it takes so long, what is safe, and what a person can do.
+func Explain(state State, pending []PendingActivity, now time.Time) Explanation {
+	e := Explanation{Name: state.Name, Phase: state.Phase, Since: state.Since, Reason: state.Reason}
+	if state.Operation != nil {
+		e.Operation, e.Step = state.Operation.Kind, state.Operation.Step
+	}
+	if activity := Foremost(pending); activity != nil {
+		e.Attempt = activity.Attempt
+		if activity.NextAttempt.After(now) {
+			e.NextRetry = activity.NextAttempt
+		}
+		if activity.LastFailure != "" || activity.LastFailureType != "" {
+			failure := ExplainFailure(activity.Name, activity.LastFailureType, activity.LastFailure)
+			failure.Waits = true // it is pending, so it is tried again whatever it was
+			e.Failure = &failure
+		}
+		if checkpoint := activity.Checkpoint; checkpoint != nil && checkpoint.begun() {
+			e.Progress, e.Far = checkpoint, checkpoint.words(activity.Name == ActivityBackup)
+		}
+	}
+	e.Doing = doing(state, e, now)
+	e.Safe = safe(state, now)
+	e.Can = can(state, e)
+	return e
+}
+
+// Foremost picks the activity that a person should hear about: the one that has failed most often, else the first.
+func Foremost(pending []PendingActivity) *PendingActivity {
+	var best *PendingActivity
+	for i := range pending {
+		if best == nil || pending[i].Attempt > best.Attempt {
+			best = &pending[i]
+		}
+	}
+	return best
+}
+
+// begun reports whether there is anything to be told.
+func (c *BackupCheckpoint) begun() bool {
+	return c.Files > 0 || c.Bytes > 0 || c.BytesUploaded > 0 || c.TotalFiles > 0 || c.TotalBytes > 0 || c.Note != ""
+}
+
+// words says how far a backup is, or something else that reports files and bytes but stores nothing.
+func (c *BackupCheckpoint) words(stores bool) string {
+	of := func(n, total int64, words func(int64) string) string {
+		if total > 0 && total >= n {
+			return words(n) + " of " + words(total)
+		}
+		return words(n)
+	}
+	count := func(n int64) string { return strconv.FormatInt(n, 10) }
+	text := of(c.Files, c.TotalFiles, count) + " files, " + of(c.Bytes, c.TotalBytes, size)
+	if stores {
+		text += " read, " + size(c.BytesUploaded) + " stored"
+	}
+	if c.Note != "" {
+		text += "; " + c.Note
+	}
+	return text
+}
+
+func doing(state State, e Explanation, now time.Time) string {
+	var text strings.Builder
+	switch operation := state.Operation; {
+	case state.Phase == Deleted:
+		return "Nothing: the workspace is deleted."
+	case operation != nil:
+		fmt.Fprintf(&text, "%s: %s", operation.Kind, orElse(string(operation.Step), "about to begin"))
+		if operation.Detail != "" && operation.Detail != string(operation.Step) {
+			fmt.Fprintf(&text, " (%s)", operation.Detail)
+		}
+	case state.Phase == Blocked && state.Block != nil:
+		fmt.Fprintf(&text, "Nothing: it waits for a person. %s", sentence(state.Block.Message))
+		return text.String()
+	case len(state.Waiting) > 0:
+		fmt.Fprintf(&text, "%s: accepted, about to begin", state.Waiting[0].Kind)
+	case state.Phase == Running:
+		return "Nothing: it is running."
+	case state.Phase == Stopped && state.Kept != nil && state.Kept.Snapshot == "":
+		return "Nothing: the content on node " + state.Kept.Node + " stays there, and nobody is backing it up."
+	case state.Phase == Stopped && state.Kept != nil:
+		return "Nothing at this moment: the content stays on node " + state.Kept.Node + " until every store has it."
+	case state.Phase == Stopped:
+		return "Nothing: it is stopped and backed up."
+	case state.Phase == Pending:
+		return "Nothing: it has never been started."
+	default:
+		return "Nothing at this moment."
+	}
+	switch {
+	case e.Failure.OfStorage() && !e.NextRetry.IsZero():
+		fmt.Fprintf(&text, ", waiting for storage; attempt %d begins in %s", e.Attempt, duration(e.NextRetry.Sub(now)))
+	case !e.NextRetry.IsZero():
+		fmt.Fprintf(&text, "; attempt %d begins in %s", e.Attempt, duration(e.NextRetry.Sub(now)))
+	case e.Attempt > 1:
+		fmt.Fprintf(&text, ", attempt %d", e.Attempt)
+	}
+	if len(state.Waiting) > 0 && state.Operation != nil {
+		fmt.Fprintf(&text, "; then: %s", state.Waiting[0].Kind)
+	}
+	return text.String() + "."
+}
+
+// safe lists where the content is, newest first. It claims only what the state records.
+func safe(state State, now time.Time) []string {
+	var lines []string
+	switch {
+	case state.Kept != nil:
+		lines = append(lines, keptWords(state.Kept))
+	case state.Instance != nil && holdsContent(state):
+		lines = append(lines, fmt.Sprintf("The newest content is on node %s (instance %d); nothing removes it before a verified backup of exactly that content is committed.",
+			state.Instance.Node, state.Instance.Token))
+	}
+	switch {
+	case state.Head != nil:
+		lines = append(lines, headWords(state, now))
+	case state.Incomplete:
+		lines = append(lines, "Nothing has been put in place yet, so there is nothing to lose; what it was to begin with is unchanged.")
+	case state.Kept == nil && state.Instance == nil:
+		lines = append(lines, "There is no content yet.")
+	case state.Kept == nil || state.Kept.Snapshot == "":
+		lines = append(lines, "Nothing of it is in the stores yet: no snapshot has been committed.")
+	}
+	for _, left := range state.Left {
+		lines = append(lines, fmt.Sprintf("Other content stays on node %s (instance %d), not removed by itself: %s.", left.Node, left.Token,
+			strings.TrimSuffix(left.Why, ".")))
+	}
+	return lines
+}
+
+// holdsContent reports whether the instance's directory already has content that the stores may lack. Before the
+// content is in place, the newest content is the base that it is made of.
+func holdsContent(state State) bool {
+	if state.Incomplete {
+		return false
+	}
+	if state.Phase != Starting || state.Operation == nil || state.Instance.Adopted != 0 {
+		return true
+	}
+	switch state.Operation.Step {
+	case StepReadHead, StepPlace, StepRecord, StepImage, StepContent, StepUpload, "":
+		return false
+	default:
+		return true
+	}
+}
+
+func keptWords(kept *Kept) string {
+	text := fmt.Sprintf("The newest content is kept on node %s (instance %d)", kept.Node, kept.Token)
+	if kept.Why != "" {
+		text += ": " + strings.TrimSuffix(kept.Why, ".")
+	}
+	if kept.Snapshot != "" {
+		text += "; it is in snapshot " + Short(kept.Snapshot) + " too"
+		if len(kept.Owed) > 0 {
+			text += ", which is still owed to " + strings.Join(kept.Owed, ", ")
+		}
+	}
+	return text + "."
+}
+
+func headWords(state State, now time.Time) string {
+	head := state.Head
+	text := "Snapshot " + Short(head.Snapshot)
+	if head.Kind != "" {
+		text += " (" + head.Kind + ")"
+	}
+	if !head.Time.IsZero() {
+		text += fmt.Sprintf(" of %s, %s ago,", head.Time.UTC().Format("2006-01-02 15:04:05 UTC"), duration(now.Sub(head.Time)))
+	}
+	text += " is committed"
+	if head.Files > 0 || head.Bytes > 0 {
+		text += fmt.Sprintf(": %d files, %s", head.Files, size(head.Bytes))
+	}
+	if owed := owedOf(state, head.Snapshot); len(owed) > 0 {
+		text += "; still owed to " + strings.Join(owed, ", ")
+	} else {
+		text += "; on every store of the policy"
+	}
+	if head.Omitted > 0 {
+		text += fmt.Sprintf("; it lacks %d things that could not be read", head.Omitted)
+	}
+	return text + "."
+}
+
+// owedOf names the stores that do not hold a snapshot whole, as far as the state records it.
+func owedOf(state State, snapshot string) []string {
+	if state.Kept != nil && state.Kept.Snapshot == snapshot {
+		return state.Kept.Owed
+	}
+	for _, operation := range slices.Backward(state.Recent) {
+		switch {
+		case operation.Kind == OperationRelease && !operation.Failed:
+			return nil // every late store has been brought up to date since
+		case operation.Snapshot == snapshot:
+			return operation.Owed
+		}
+	}
+	return nil
+}
+
+func can(state State, e Explanation) []Action {
+	name := state.Name
+	command := func(verb, more string) string { return strings.TrimSpace("holdfast " + verb + " " + name + " " + more) }
+	var actions []Action
+	add := func(command, does string) { actions = append(actions, Action{Command: command, Does: does}) }
+	download := func() {
+		if state.Kept != nil || state.Head != nil || state.Instance != nil && holdsContent(state) {
+			add(command("download", "-o "+name+".tar"), "fetches the newest content that can be reached")
+		}
+	}
+
+	switch state.Phase {
+	case Deleted:
+		if state.Head != nil {
+			add("holdfast start OTHER --from-snapshot "+name, "makes a new workspace out of its last snapshot, while the stores keep it")
+		}
+		return actions
+	case Blocked:
+		blockedActions(state, command, add)
+		download()
+		return actions
+	case Pending:
+		add(command("start", ""), "starts it")
+	case Starting:
+		add(command("logs", "-f"), "shows what the instance prints")
+		add(command("unstick", ""), "gives this start up, keeps what is there, and allows another")
+		add(command("stop", ""), "stops it through a backup as soon as it runs")
+		download()
+	case Running:
+		add(command("shell", ""), "opens a shell in it")
+		add(command("backup", ""), "backs it up while it runs")
+		add(command("stop", ""), "backs it up and stops it")
+		download()
+	case Stopping:
+		// invariant 3: its record has to be on the required stores before it runs.
+		add(command("start", ""), "goes on with the content that is on the node, once the stores take its record")
+		download()
+	case Stopped:
+		add(command("start", ""), "starts it again")
+		if state.Head != nil {
+			add(command("snapshots", ""), "lists the versions that can be restored")
+		}
+		if state.Kept != nil && state.Kept.Snapshot == "" {
+			add(command("stop", ""), "backs up what is on the node, and then removes it there")
+			download()
+			break // a delete is refused
+		}
+		download()
+		add(command("delete", ""), "deletes it; its snapshots stay in the stores")
+	}
+	if e.Failure != nil {
+		switch e.Failure.Class {
+		case FailureNames, FailureStorage:
+			add("holdfast doctor", "asks every store and DNS server, and names what is broken")
+		case FailureNode, FailureDisk:
+			add("holdfast node list", "shows which nodes answer")
+		case FailureRegistry, FailureInstance, FailureKeys, FailureContent, FailureSource, FailureRequest, FailureOther:
+		}
+		if state.Operation != nil && state.Phase == Stopping {
+			add(command("unstick", ""), "seals this attempt, keeps what is there, and allows a start")
+		}
+	}
+	return actions
+}
+
+// blockedActions are the commands that lead out of a block; the block's own mend comes first.
+func blockedActions(state State, command func(verb, more string) string, add func(command, does string)) {
+	block := state.Block
+	if block == nil {
+		add(command("unstick", ""), "seals the attempt that is stuck, keeps what is there, and allows a start")
+		return
+	}
+	switch {
+	case block.Omitted > 0 && state.Kept != nil && state.Kept.Snapshot != "":
+		add(command("stop", "--accept-omissions "+state.Kept.Snapshot),
+			fmt.Sprintf("accepts that the snapshot lacks %d named things, and lets the node drop its copy", block.Omitted))
+		add(command("start", ""), "goes on with the content that is on the node")
+	case block.Type == ErrorSnapshotMissing, block.Type == ErrorDamaged, block.Type == ErrorContentMissing:
+		add(command("snapshots", ""), "lists the versions that can be restored")
+		add(command("restore", "--snapshot SNAPSHOT"), "starts from that version")
+	case block.Type == ErrorStoreMissing, block.Type == ErrorStoreDenied, block.Type == ErrorStoreFull, block.Type == ErrorWrongKey:
+		add("holdfast doctor", "asks every store and key, and names what is broken")
+		retry(state, command, add)
+	default:
+		retry(state, command, add)
+	}
+	add(command("unstick", ""), "seals the attempt that is stuck, keeps what is there, and allows a start")
+}
+
+// retry offers what was being done again: a stop when there is content to back up, else a start.
+func retry(state State, command func(verb, more string) string, add func(command, does string)) {
+	if state.Instance != nil || state.Kept != nil {
+		add(command("stop", ""), "tries the backup again once the cause is mended")
+		return
+	}
+	add(command("start", ""), "tries again once the cause is mended")
+}
+
+// Short is a snapshot's id as people read it: the first 8 digits, as restic shows it.
+func Short(snapshot string) string {
+	if len(snapshot) > 8 {
+		return snapshot[:8]
+	}
+	return snapshot
+}
+
+func size(bytes int64) string { return units.BytesSize(float64(bytes)) }
+
+// duration is how long something takes, to a precision that a person can use.
+func duration(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return "1 s"
+	case d < 2*time.Minute:
+		return strconv.Itoa(int(d.Round(time.Second)/time.Second)) + " s"
+	case d < 2*time.Hour:
+		return strconv.Itoa(int(d/time.Minute)) + " min"
+	case d < 48*time.Hour:
+		return strconv.Itoa(int(d/time.Hour)) + " h"
+	default:
+		return strconv.Itoa(int(d/(24*time.Hour))) + " days"
+	}
+}
+
+func orElse(text, fallback string) string {
+	if text == "" {
+		return fallback
+	}
+	return text
+}
+
+func sentence(text string) string {
+	if text == "" || strings.HasSuffix(text, ".") {
+		return text
+	}
+	return text + "."
+}

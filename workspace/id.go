@@ -1,0 +1,12 @@
+package workspace
+
+import (
+	"crypto/rand"
+	"strings"
+)
+
+// NewID makes a workspace id: 26 characters of lower-case base32, 130 random bits.
+func NewID() string {
+	// rand.Text is 26 characters of upper-case base32.
+	return strings.ToLower(rand.Text())
+}

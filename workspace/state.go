@@ -1,0 +1,228 @@
+package workspace
+
+import (
+	"time"
+)
+
+// Phase is a workspace's state as a person sees it.
+type Phase string
+
+// The phases.
+const (
+	Pending  Phase = "Pending"  // made, nothing has run yet
+	Starting Phase = "Starting" //
+	Running  Phase = "Running"  //
+	Stopping Phase = "Stopping" // until a backup is acknowledged
+	Stopped  Phase = "Stopped"  // a verified snapshot is acknowledged, nothing runs
+	Blocked  Phase = "Blocked"  // waits for a person; content is kept
+	Deleted  Phase = "Deleted"  // the workflow ends
+)
+
+// State is everything a workspace's workflow knows: the answer to its query, and what it carries on when it continues
+// as new. Fields are only ever added.
+type State struct {
+	Name    string    `json:"name"`
+	ID      string    `json:"id"` // immutable; made by the workflow
+	Owner   string    `json:"owner"`
+	Created time.Time `json:"created"`
+	Spec    Spec      `json:"spec"`
+	Source  Source    `json:"source"`
+	// Secrets are sealed to the control side's public key.
+	Secrets []byte `json:"secrets,omitempty"`
+
+	Phase  Phase     `json:"phase"`
+	Reason string    `json:"reason,omitempty"` // in words
+	Since  time.Time `json:"since"`            // when the phase was entered
+
+	// Token is the newest fencing token issued: one per instance, never issued again.
+	Token uint64 `json:"token"`
+	// Head is the newest commit the workflow knows; a start compares it with the catalog's (invariant 4).
+	Head     *Commit   `json:"head,omitempty"`
+	Instance *Instance `json:"instance,omitempty"` // the one that runs, starts or stops
+	// Kept is content on a node that is not yet surely on every provider of the policy. While it is set, the content is
+	// the newest there is, and a start adopts it.
+	Kept *Kept `json:"kept,omitempty"`
+	// Left is content on nodes that a person chose to go on without. It is never removed by itself.
+	Left []Kept `json:"left,omitempty"`
+	// Placed are the placements that were recorded and not yet released: which nodes hold something of it.
+	Placed []Placed `json:"placed,omitempty"`
+	// Incomplete is true while the first content has not been put in place: there is nothing to lose yet.
+	Incomplete bool `json:"incomplete,omitempty"`
+
+	Operation *Operation  `json:"operation,omitempty"` // the one under way
+	Waiting   []Operation `json:"waiting,omitempty"`   // accepted, not begun
+	Recent    []Operation `json:"recent,omitempty"`    // ended, newest last, at most MaxRecent
+	Block     *Block      `json:"block,omitempty"`     // why a person is waited for
+}
+
+// MaxRecent bounds State.Recent.
+const MaxRecent = 10
+
+// Instance is one run of a workspace, from start to stop.
+type Instance struct {
+	Token uint64 `json:"token"`
+	Node  string `json:"node"`
+	// Base is the snapshot that its content began with; empty for a first instance.
+	Base      string    `json:"base,omitempty"`
+	Adopted   uint64    `json:"adopted,omitempty"` // the token whose content on the node it went on with
+	Container string    `json:"container,omitempty"`
+	Image     string    `json:"image,omitempty"`
+	Notes     []string  `json:"notes,omitempty"` // for example: the image was made from the machine's own programs
+	Began     time.Time `json:"began"`
+	Sequence  uint64    `json:"sequence"` // the last commit's sequence within this token
+	// Sealed is the repository's password, sealed to the node.
+	Sealed []byte `json:"sealed,omitempty"`
+}
+
+// Kept is content that stays on a node.
+type Kept struct {
+	Node     string `json:"node"`
+	Token    uint64 `json:"token"`
+	Sequence uint64 `json:"sequence,omitempty"` // the last commit's within the token
+	Snapshot string `json:"snapshot,omitempty"` // the final snapshot of exactly that content, once there is one
+	// StatDigest is what the content's stat records hashed to when it was snapshotted.
+	StatDigest string   `json:"stat_digest,omitempty"`
+	Owed       []string `json:"owed,omitempty"` // providers that do not hold the snapshot whole
+	Why        string   `json:"why"`
+	// Held is set when it is not released by itself: the next stop or start decides.
+	Held bool `json:"held,omitempty"`
+	// AcceptedOmissions is set when a person accepted what the snapshot does not hold.
+	AcceptedOmissions bool   `json:"accepted_omissions,omitempty"`
+	Sealed            []byte `json:"sealed,omitempty"` // the repository's password, sealed to the node
+}
+
+// Placed is one placement: a node, and the token of the instance that was placed there.
+type Placed struct {
+	Node  string `json:"node"`
+	Token uint64 `json:"token"`
+}
+
+// Omission is one thing that a snapshot does not hold as it was. The full list is in the snapshot; messages carry at
+// most MaxOmissions.
+type Omission struct {
+	Path   string `json:"path"`
+	Kind   string `json:"kind"`
+	Reason string `json:"reason"`
+}
+
+// MaxOmissions bounds how many omissions a message carries.
+const MaxOmissions = 20
+
+// Commit is one entry of a workspace's history of snapshots: a create-only object of the catalog (invariant 3).
+type Commit struct {
+	WorkspaceID string    `json:"workspace_id"`
+	Token       uint64    `json:"token"`
+	Sequence    uint64    `json:"sequence"` // 1, 2, 3 … within the token
+	Snapshot    string    `json:"snapshot"`
+	Kind        string    `json:"kind"` // live, final
+	Time        time.Time `json:"time"` // when the content was read; for people, never for order
+	Files       int64     `json:"files"`
+	Bytes       int64     `json:"bytes"`
+	// Omitted is how many things the snapshot does not hold as they were; Omissions names the first of them.
+	Omitted   int64      `json:"omitted,omitempty"`
+	Omissions []Omission `json:"omissions,omitempty"`
+	// StatDigest ties a final snapshot to the content it was made of (invariant 1).
+	StatDigest string `json:"stat_digest,omitempty"`
+	Node       string `json:"node,omitempty"`
+}
+
+// Newer reports whether c comes after other: by token, then by sequence, never by time (invariant 3).
+func (c *Commit) Newer(other *Commit) bool {
+	switch {
+	case c == nil:
+		return false
+	case other == nil:
+		return true
+	case c.Token != other.Token:
+		return c.Token > other.Token
+	default:
+		return c.Sequence > other.Sequence
+	}
+}
+
+// OperationKind is what an operation does.
+type OperationKind string
+
+// The operations.
+const (
+	OperationStart   OperationKind = "start"
+	OperationStop    OperationKind = "stop"
+	OperationBackup  OperationKind = "backup"
+	OperationRestore OperationKind = "restore"
+	OperationDelete  OperationKind = "delete"
+	OperationUnstick OperationKind = "unstick"
+	// OperationRelease brings late providers up to date and then removes content that stayed on a node.
+	OperationRelease OperationKind = "release"
+)
+
+// Operation is one command on its way.
+type Operation struct {
+	ID     string        `json:"id"`
+	Kind   OperationKind `json:"kind"`
+	Began  time.Time     `json:"began"`
+	Ended  time.Time     `json:"ended,omitzero"`
+	Step   Step          `json:"step,omitempty"`
+	Detail string        `json:"detail,omitempty"` // what the step does, in words
+	// Failed, ErrorType and Error are set when it ended without doing what was asked. What stays true is in Reason.
+	Failed    bool      `json:"failed,omitempty"`
+	ErrorType ErrorType `json:"error_type,omitempty"`
+	Error     string    `json:"error,omitempty"`
+	// Refused means that nothing was changed and that the person can ask again with what Error names.
+	Refused bool `json:"refused,omitempty"`
+	// Owed is set when it was done but something is still owed (a provider that is behind, an omission).
+	Owed     []string `json:"owed,omitempty"`
+	Snapshot string   `json:"snapshot,omitempty"`
+	Backup   *Backup  `json:"backup,omitempty"`
+	Restored *Restore `json:"restored,omitempty"`
+}
+
+// Backup is what a backup did, in numbers.
+type Backup struct {
+	Snapshot      string `json:"snapshot"`
+	Files         int64  `json:"files"`
+	Dirs          int64  `json:"dirs"`
+	Bytes         int64  `json:"bytes"`
+	BytesUploaded int64  `json:"bytes_uploaded"` // in the attempt that ended well
+	PacksUploaded int64  `json:"packs_uploaded"`
+	Attempts      int32  `json:"attempts"`
+	Omitted       int64  `json:"omitted"`
+}
+
+// Restore is what a restore did, in numbers.
+type Restore struct {
+	Snapshot  string           `json:"snapshot"`
+	Files     int64            `json:"files"`
+	Bytes     int64            `json:"bytes"`
+	Fallbacks map[string]int64 `json:"fallbacks,omitempty"` // objects that a provider lacked or had damaged
+	Warnings  []string         `json:"warnings,omitempty"`
+}
+
+// Step is where an operation is. It decides what may interrupt it.
+type Step string
+
+// The steps.
+const (
+	StepReadHead Step = "reading the catalog"
+	StepPlace    Step = "choosing a node"
+	StepRecord   Step = "recording the instance"
+	StepImage    Step = "preparing the image"
+	StepContent  Step = "preparing the content"
+	StepUpload   Step = "waiting for the upload"
+	StepRun      Step = "starting the instance"
+	StepHalt     Step = "stopping the instance"
+	StepBackup   Step = "backing up"
+	StepVerify   Step = "verifying the backup"
+	StepCommit   Step = "committing the snapshot"
+	StepRepair   Step = "bringing late stores up to date"
+	StepRemove   Step = "removing the instance from its node"
+	StepDelete   Step = "deleting"
+)
+
+// Block is why a workspace waits for a person.
+type Block struct {
+	Type      ErrorType  `json:"type"`
+	Message   string     `json:"message"`
+	Omitted   int64      `json:"omitted,omitempty"`
+	Omissions []Omission `json:"omissions,omitempty"`
+	Mend      string     `json:"mend"` // what the person can do
+}

@@ -1,0 +1,213 @@
+package storage
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// Load reads length bytes (below 0: to the end) from offset, from the first provider that gives exactly those and whose
+// answer check accepts; nil accepts everything. A provider that has no such object, cannot be reached, stalls, or gives
+// fewer, more or other bytes, is passed over for the next, and counted. When none is left, those whose fault was
+// transient are asked again for up to RetryFor.
+//
+// The error is a *MirrorError: ErrNotFound only when all providers said so, ErrIntegrity when some copy was damaged
+// (requirement A9). It never returns bytes together with an error, nor bytes that check refused.
+func (m *Mirror) Load(ctx context.Context, key string, offset, length int64, check func([]byte) error) ([]byte, error) {
+	if err := ValidateKey(key); err != nil {
+		return nil, err
+	}
+	if offset < 0 || length > m.options.MaxObject {
+		return nil, fmt.Errorf("reading %s: %d bytes from %d: %w", key, length, offset, ErrInvalid)
+	}
+	order := m.order(key)
+	causes := map[string]error{}
+	damaged := map[string]error{}
+	bad := map[string]int{}
+	var data []byte
+	round, found := 0, false
+	err := m.retry(ctx, func() error {
+		round++
+		asked := 0
+		for i, p := range order {
+			// A copy that was damaged twice was not damaged on the way.
+			if err := causes[p.URL()]; (err != nil && !Retryable(err)) || bad[p.URL()] >= 2 {
+				continue
+			}
+			asked++
+			began := time.Now()
+			got, err := m.loadOne(ctx, p, key, offset, length, check)
+			if err == nil {
+				data, found = got, true
+				return nil
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			causes[p.URL()] = err
+			if errors.Is(err, ErrIntegrity) {
+				damaged[p.URL()] = err
+				bad[p.URL()]++
+			} else if Retryable(err) && time.Since(began) >= min(slowFailure, m.options.StallTimeout) {
+				m.passOver(p, err)
+			}
+			if round == 1 && i < len(order)-1 {
+				m.fellBack(p, key, err)
+			}
+		}
+		if asked == 0 {
+			return nil // nobody is left to ask
+		}
+		return m.failure(ctx, "reading", key, causes)
+	})
+	if err == nil && found {
+		return data, nil
+	}
+	for url, err := range damaged { // a later failure to reach it does not make a damaged copy a good one
+		if !errors.Is(causes[url], ErrIntegrity) {
+			causes[url] = fmt.Errorf("%w; then: %v", err, causes[url])
+		}
+	}
+	return nil, m.failure(ctx, "reading", key, causes)
+}
+
+// slowFailure is how long a provider may take to fail a read before the next reads spare themselves that wait.
+const slowFailure = 2 * time.Second
+
+// order gives the providers as a read asks them: the mirror's order, but last those that are behind (they often lack
+// what is asked for) and those that have just cost a read a long wait for nothing. A restore of a thousand packs must
+// not wait a thousand times for a provider that hangs. A provider passed over counts as a fallback.
+func (m *Mirror) order(key string) []Provider {
+	rank := map[string]int{}
+	hung := map[string]error{}
+	m.mu.Lock()
+	for url := range m.behind {
+		rank[url] = 1
+	}
+	for url, h := range m.hung {
+		if time.Now().Before(h.until) {
+			rank[url], hung[url] = 2, h.err
+		}
+	}
+	m.mu.Unlock()
+	order := slices.Clone(m.providers)
+	slices.SortStableFunc(order, func(a, b Provider) int { return cmp.Compare(rank[a.URL()], rank[b.URL()]) })
+	for i, p := range m.providers {
+		if err := hung[p.URL()]; err != nil && order[i].URL() != p.URL() {
+			m.fellBack(p, key, fmt.Errorf("not asked again so soon: %w", err))
+		}
+	}
+	return order
+}
+
+// hang is a slow failure of a provider.
+type hang struct {
+	until time.Time
+	err   error
+}
+
+func (m *Mirror) passOver(p Provider, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hung[p.URL()] = hang{until: time.Now().Add(m.options.StallTimeout), err: err}
+}
+
+func (m *Mirror) fellBack(p Provider, key string, err error) {
+	m.mu.Lock()
+	m.fallbacks[p.URL()]++
+	m.mu.Unlock()
+	if m.options.OnFallback != nil {
+		m.options.OnFallback(p.URL(), key, err)
+	}
+}
+
+// loadOne reads from one provider and believes nothing.
+func (m *Mirror) loadOne(ctx context.Context, p Provider, key string, offset, length int64, check func([]byte) error) ([]byte, error) {
+	var data []byte
+	err := alive(ctx, m.options.StallTimeout, func(ctx context.Context, beat func()) error {
+		body, err := p.Get(ctx, key, offset, length)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = body.Close() }() // the bytes were counted and are checked
+		data, err = take(body, length, m.options.MaxObject, beat)
+		return err
+	})
+	if errors.Is(err, io.ErrUnexpectedEOF) && length >= 0 {
+		// Cut off on the way, or is the stored object itself too short?
+		object, statErr := m.statOne(ctx, p, key)
+		if statErr == nil && object.Size < offset+length {
+			return nil, fmt.Errorf("the stored object has %d bytes, %d to %d were wanted: %w: %w",
+				object.Size, offset, offset+length, ErrIntegrity, err)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case check != nil:
+		if err := check(data); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
+		}
+	case length < 0:
+		// Nobody else can tell a body that ended early from a whole one.
+		object, err := m.statOne(ctx, p, key)
+		if err != nil {
+			return nil, err
+		}
+		if object.Size != int64(len(data)) || (object.HasCRC32C && object.CRC32C != Checksum(data)) {
+			return nil, fmt.Errorf("read %d bytes that are not the stored object of %d: %w", len(data), object.Size, ErrIntegrity)
+		}
+	}
+	return data, nil
+}
+
+func (m *Mirror) statOne(ctx context.Context, p Provider, key string) (object Object, err error) {
+	err = alive(ctx, m.options.StallTimeout, func(ctx context.Context, _ func()) error {
+		object, err = p.Stat(ctx, key)
+		return err
+	})
+	return object, err
+}
+
+// take reads a body of exactly length bytes, or of at most limit when length is below 0.
+func take(body io.Reader, length, limit int64, beat func()) ([]byte, error) {
+	size := length
+	if length < 0 {
+		size = 64 << 10
+	}
+	data := make([]byte, 0, size)
+	for {
+		if len(data) == cap(data) {
+			if length >= 0 {
+				break
+			}
+			data = slices.Grow(data, len(data))
+		}
+		n, err := body.Read(data[len(data):cap(data)])
+		data = data[:len(data)+n]
+		beat()
+		switch {
+		case int64(len(data)) > limit:
+			return nil, fmt.Errorf("more than %d bytes: %w", limit, ErrIntegrity)
+		case err == io.EOF && (length < 0 || int64(len(data)) == length):
+			return data, nil
+		case err == io.EOF:
+			return nil, fmt.Errorf("%d of %d bytes: %w", len(data), length, io.ErrUnexpectedEOF)
+		case err != nil:
+			return nil, err
+		}
+	}
+	var extra [1]byte
+	switch n, err := io.ReadFull(body, extra[:]); {
+	case n > 0:
+		return nil, fmt.Errorf("more than the %d bytes asked for: %w", length, ErrIntegrity)
+	case err != io.EOF:
+		return nil, err
+	}
+	return data, nil
+}

@@ -1,0 +1,103 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Put writes an object to all providers that are not behind, at once. When as many as the policy requires hold it, or
+// when so many have failed that they cannot any more, the others get LagTimeout more (a writer who did not wait would
+// pile up unsent packs in memory) and are cut off.
+//
+// It returns nil only when as many as the policy requires hold the object; those that do not are behind from then on.
+// Fewer than required: a *MirrorError, which is Retryable unless all causes are permanent, and nobody is marked behind. A create-only write that
+// meets another object under that key on any provider is a conflict: a *MirrorError that wraps ErrExists, whatever the
+// other providers said, since two writers believe that the name is theirs.
+//
+// data is never changed after the call, not even when it failed: a write that was cut off may still be reading it.
+func (m *Mirror) Put(ctx context.Context, key string, data []byte, options PutOptions) error {
+	if err := ValidateKey(key); err != nil {
+		return err
+	}
+	if err := m.life.Err(); err != nil {
+		return errors.New("the mirror is closed")
+	}
+	writing, cut := context.WithCancel(ctx)
+	defer context.AfterFunc(m.life, cut)()
+
+	type answer struct {
+		provider Provider
+		err      error
+	}
+	causes := map[string]error{}
+	waiting := map[string]Provider{}
+	answers := make(chan answer, len(m.providers)) // room for all: nobody who is cut off is left sending
+	for _, p := range m.providers {
+		if err := m.BehindError(p.URL()); err != nil {
+			causes[p.URL()] = err
+			continue
+		}
+		waiting[p.URL()] = p
+		m.writes.Add(1)
+		go func() {
+			defer m.writes.Done()
+			answers <- answer{p, m.putOne(writing, p, key, data, options)}
+		}()
+	}
+	defer cut()
+
+	required, have := m.options.Policy.Count(len(m.providers)), 0
+	var lag <-chan time.Time
+	for len(waiting) > 0 {
+		select {
+		case a := <-answers:
+			delete(waiting, a.provider.URL())
+			switch {
+			case a.err == nil:
+				have++
+			case options.CreateOnly && errors.Is(a.err, ErrExists):
+				return &MirrorError{Doing: "storing", Key: key, Causes: map[string]error{a.provider.URL(): a.err}}
+			default:
+				causes[a.provider.URL()] = a.err
+			}
+			decided := have >= required || have+len(waiting) < required
+			if decided && lag == nil {
+				timer := time.NewTimer(m.options.LagTimeout)
+				defer timer.Stop()
+				lag = timer.C
+			}
+		case <-lag:
+			m.leaveBehind(waiting, causes, errors.New("its write took longer than the others' and was cut off"))
+			clear(waiting)
+		case <-ctx.Done():
+			m.leaveBehind(waiting, causes, ctx.Err())
+			clear(waiting)
+		}
+	}
+	if have < required {
+		return m.failure(ctx, "storing", key, causes)
+	}
+	for _, p := range m.providers {
+		if err := causes[p.URL()]; err != nil {
+			m.markBehind(p, err)
+		}
+	}
+	return nil
+}
+
+func (m *Mirror) leaveBehind(waiting map[string]Provider, causes map[string]error, why error) {
+	for url := range waiting {
+		causes[url] = why
+	}
+}
+
+func (m *Mirror) putOne(ctx context.Context, p Provider, key string, data []byte, options PutOptions) error {
+	patience := m.options.StallTimeout + time.Duration(len(data))*time.Second/slowest
+	return m.retry(ctx, func() error {
+		return alive(ctx, patience, func(ctx context.Context, _ func()) error {
+			_, err := p.Put(ctx, key, data, options)
+			return err
+		})
+	})
+}

@@ -1,0 +1,203 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/storage"
+)
+
+// Check looks for damage, on every provider by itself: a copy that only a fallback would hide is an error too. It reads
+// all of config, keys, index and snapshots, follows every snapshot's trees, and compares the packs in the listings with
+// the index. With options.ReadData it also reads every pack and opens every blob, as `restic check --read-data` does.
+//
+// What is wrong is in the report, named; the error is only for a check that could not be done: an ended context, or no
+// provider that could be listed. A provider that could not be listed while another could is in the report.
+func (r *Repository) Check(ctx context.Context, options CheckOptions) (*CheckReport, error) {
+	if err := r.refreshIndex(ctx); err != nil {
+		return nil, fmt.Errorf("checking: %w", err)
+	}
+	c := &checker{
+		repository: r, reader: newPackReader(r), meter: newMeter(options.Progress), errors: &warningList{}, hints: &warningList{},
+		alone: map[string]store{}, mute: map[string]bool{},
+	}
+	for _, p := range r.store.providers() {
+		// Without tries in place: what is wrong is read once more, and then reported.
+		mirror, err := storage.NewMirror([]storage.Provider{p}, storage.MirrorOptions{RetryFor: -1})
+		if err != nil {
+			return nil, fmt.Errorf("checking: %w", err)
+		}
+		defer func() { _ = mirror.Close() }() // it wrote nothing
+		c.alone[p.URL()] = store{mirror}
+	}
+	err := c.files(ctx)
+	if err == nil {
+		err = c.packs(ctx, options.ReadData)
+	}
+	if err == nil {
+		err = c.trees(ctx)
+	}
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("checking: %w", withCause(ctx, err))
+	}
+	c.meter.done()
+	c.report.Errors = slices.Clone(c.errors.all())
+	c.report.Hints = slices.Clone(c.hints.all())
+	if c.report.Errors == nil {
+		c.report.Errors = []string{}
+	}
+	slices.Sort(c.report.Errors)
+	slices.Sort(c.report.Hints)
+	return &c.report, nil
+}
+
+// checker is the state of one Check.
+type checker struct {
+	repository *Repository
+	reader     *packReader
+	meter      *meter
+	report     CheckReport
+	errors     *warningList
+	hints      *warningList
+	alone      map[string]store // each provider by itself, by URL
+	mute       map[string]bool  // providers that are reported as a whole
+}
+
+// load reads an object from one provider. What fails or is refused is read once more, since it may have been the wire.
+func (c *checker) load(ctx context.Context, url, key string, size int64, check func([]byte) error) error {
+	_, err := c.alone[url].load(ctx, key, 0, size, check)
+	if err != nil && ctx.Err() == nil {
+		_, err = c.alone[url].load(ctx, key, 0, size, check)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// files checks config, keys, index and snapshots.
+func (c *checker) files(ctx context.Context) error {
+	for _, kind := range []struct {
+		prefix string
+		limit  int64
+		open   func(id blobID, data []byte) error
+	}{
+		{configKey, maxConfigSize, func(_ blobID, data []byte) error {
+			plain, err := c.repository.box.open(nil, data)
+			if err == nil {
+				_, err = decodeConfig(plain)
+			}
+			return err
+		}},
+		{keyPrefix, maxKeyFileSize, func(id blobID, data []byte) error {
+			if err := checkHash(id, data); err != nil {
+				return err
+			}
+			_, err := decodeKeyFile(data)
+			return err
+		}},
+		{indexPrefix, maxUnpackedSize, c.opener(func(plain []byte) error {
+			_, err := decodeIndex(plain)
+			return err
+		})},
+		{snapshotPrefix, maxUnpackedSize, c.opener(func(plain []byte) error {
+			_, err := decodeSnapshot(plain)
+			return err
+		})},
+	} {
+		l, err := list(ctx, c.repository.store, kind.prefix)
+		if err != nil {
+			return err
+		}
+		c.unlisted(l)
+		group, groupContext := errgroup.WithContext(ctx)
+		group.SetLimit(unpackedLoaders)
+		for _, key := range slices.Sorted(maps.Keys(l.objects)) {
+			if kind.prefix == configKey && key != configKey {
+				continue
+			}
+			group.Go(func() error { return c.file(groupContext, l, key, kind.prefix, kind.limit, kind.open) })
+		}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		if needed := kind.prefix == configKey || kind.prefix == keyPrefix; needed && len(l.objects) == 0 {
+			c.errors.add("%s: missing on every provider", kind.prefix)
+		}
+	}
+	return nil
+}
+
+// opener checks a file that is named by its hash and sealed.
+func (c *checker) opener(decode func([]byte) error) func(blobID, []byte) error {
+	return func(id blobID, data []byte) error {
+		if err := checkHash(id, data); err != nil {
+			return err
+		}
+		framed, err := c.repository.box.open(nil, data)
+		if err != nil {
+			return err
+		}
+		plain, err := c.repository.codec.unpackFile(framed)
+		if err != nil {
+			return err
+		}
+		return decode(plain)
+	}
+}
+
+// file checks every provider's copy of one small file.
+func (c *checker) file(ctx context.Context, l listing, key, prefix string, limit int64, open func(blobID, []byte) error) error {
+	var id blobID
+	if prefix != configKey {
+		var err error
+		if id, err = parseID(strings.TrimPrefix(key, prefix)); err != nil {
+			c.hints.add("%s: not a file of a repository", quotePath(key))
+			return nil
+		}
+	}
+	held := map[string]bool{}
+	for _, object := range l.objects[key] {
+		held[object.provider] = true
+		if object.Size > limit {
+			c.errors.add("%s: on %s it has %d bytes, more than %d", key, object.provider, object.Size, limit)
+			continue
+		}
+		err := c.load(ctx, object.provider, key, object.Size, func(data []byte) error { return open(id, data) })
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		if err != nil {
+			c.errors.add("%s: damaged or unreadable on %s: %v", key, object.provider, err)
+		}
+	}
+	c.missing(l, key, held)
+	return nil
+}
+
+// missing reports the providers that were listed and do not have an object that others have.
+func (c *checker) missing(l listing, key string, held map[string]bool) {
+	for _, url := range l.listed {
+		if !held[url] {
+			c.errors.add("%s: missing on %s", key, url)
+		}
+	}
+}
+
+// unlisted reports the providers that could not be listed, once each.
+func (c *checker) unlisted(l listing) {
+	for _, url := range slices.Sorted(maps.Keys(l.failed)) {
+		if !c.mute[url] {
+			c.mute[url] = true
+			c.errors.add("%s: could not be listed: %v", url, l.failed[url])
+		}
+	}
+}

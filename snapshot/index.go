@@ -1,0 +1,205 @@
+package snapshot
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+)
+
+// indexFile is the JSON of a file of index/. A pack is listed completely or not at all.
+type indexFile struct {
+	Packs []indexPack `json:"packs"`
+}
+
+type indexPack struct {
+	ID    blobID      `json:"id"`
+	Blobs []indexBlob `json:"blobs"`
+	// CRC32C is the Castagnoli checksum of the whole pack, so that a listing of a provider that reports one proves more
+	// than sizes. restic ignores the field, and drops it when it rewrites the index.
+	CRC32C *uint32 `json:"holdfast_crc32c,omitempty"`
+}
+
+type indexBlob struct {
+	ID     blobID   `json:"id"`
+	Type   blobType `json:"type"`
+	Offset uint32   `json:"offset"`
+	Length uint32   `json:"length"`
+	Plain  uint32   `json:"uncompressed_length,omitempty"`
+}
+
+func (b indexBlob) location(pack blobID) blobLocation {
+	return blobLocation{pack: pack, kind: b.Type, offset: b.Offset, length: b.Length, plain: b.Plain}
+}
+
+// decodeIndex reads and checks an index file's JSON.
+func decodeIndex(plain []byte) (indexFile, error) {
+	var file indexFile
+	if err := json.Unmarshal(plain, &file); err != nil {
+		return file, fmt.Errorf("decoding an index: %w: %w", ErrDamaged, err)
+	}
+	for _, pack := range file.Packs {
+		for _, blob := range pack.Blobs {
+			if err := blob.location(pack.ID).validate(); err != nil {
+				return file, fmt.Errorf("an index, at blob %s of pack %s: %w", blob.ID.short(), pack.ID, err)
+			}
+		}
+	}
+	return file, nil
+}
+
+func newIndexPack(id blobID, blobs []packedBlob, crc *uint32) indexPack {
+	pack := indexPack{ID: id, Blobs: make([]indexBlob, len(blobs)), CRC32C: crc}
+	for i, b := range blobs {
+		l := b.location
+		pack.Blobs[i] = indexBlob{ID: b.id, Type: l.kind, Offset: l.offset, Length: l.length, Plain: l.plain}
+	}
+	return pack
+}
+
+// packInfo is what the index knows of one pack.
+type packInfo struct {
+	id   blobID
+	size int64 // of the whole file, computed from the blobs
+	// crc is the checksum of the whole file, when known.
+	crc    uint32
+	hasCRC bool
+	blobs  int
+	// files are the index files in the store that name it. Packs without any are of this process: their index file is
+	// still to come, or the backup failed before.
+	files []blobID
+}
+
+func (p *packInfo) indexed() bool { return len(p.files) > 0 }
+
+// memoryIndex is where every blob is, in about 75 bytes per blob. It is not safe for concurrent changes.
+type memoryIndex struct {
+	packs   []packInfo
+	byPack  map[blobID]uint32
+	entries []indexEntry
+	// first finds the newest entry whose id begins with these 8 bytes; entry.next chains the others. The map hashes
+	// its keys with a random seed, so that chosen ids cannot make it slow.
+	first map[uint64]uint32
+}
+
+// indexEntry is one blob in one pack. noEntry ends a chain.
+type indexEntry struct {
+	id     blobID
+	pack   uint32
+	offset uint32
+	length uint32
+	plain  uint32
+	next   uint32
+	kind   blobType
+}
+
+const noEntry = math.MaxUint32
+
+func newMemoryIndex() *memoryIndex {
+	return &memoryIndex{byPack: map[blobID]uint32{}, first: map[uint64]uint32{}}
+}
+
+func (x *memoryIndex) len() int { return len(x.entries) }
+
+// add takes in one pack of an index file. A pack that is known already gains only blobs that it lacked: stock restic
+// may have written the same pack to two indexes. file is the index file in the store that names it, or zero.
+func (x *memoryIndex) add(pack indexPack, file blobID) error {
+	if len(x.entries)+len(pack.Blobs) > maxIndexEntries {
+		return fmt.Errorf("the index has more than %d blobs: %w", maxIndexEntries, ErrLimitExceeded)
+	}
+	number, known := x.byPack[pack.ID]
+	if !known {
+		number = uint32(len(x.packs))
+		x.packs = append(x.packs, packInfo{id: pack.ID, size: packFrameSize})
+		x.byPack[pack.ID] = number
+	}
+	info := &x.packs[number]
+	info.name(file)
+	if pack.CRC32C != nil {
+		info.crc, info.hasCRC = *pack.CRC32C, true
+	}
+	for _, blob := range pack.Blobs {
+		location := blob.location(pack.ID)
+		if known && x.holds(number, blob.ID, location) {
+			continue
+		}
+		prefix := binary.LittleEndian.Uint64(blob.ID[:8])
+		next, ok := x.first[prefix]
+		if !ok {
+			next = noEntry
+		}
+		x.first[prefix] = uint32(len(x.entries))
+		x.entries = append(x.entries, indexEntry{
+			id: blob.ID, pack: number, kind: blob.Type, offset: blob.Offset, length: blob.Length, plain: blob.Plain, next: next,
+		})
+		info.size += int64(location.length) + location.headerSize()
+		info.blobs++
+	}
+	return nil
+}
+
+// name notes an index file that names the pack.
+func (p *packInfo) name(file blobID) {
+	if !file.isZero() && !slices.Contains(p.files, file) {
+		p.files = append(p.files, file)
+	}
+}
+
+func (x *memoryIndex) holds(pack uint32, id blobID, at blobLocation) bool {
+	for e := range x.chain(blobKey{id, at.kind}) {
+		if e.pack == pack && e.offset == at.offset {
+			return true
+		}
+	}
+	return false
+}
+
+// chain yields the entries of one blob, newest first.
+func (x *memoryIndex) chain(key blobKey) func(func(*indexEntry) bool) {
+	return func(yield func(*indexEntry) bool) {
+		at, ok := x.first[binary.LittleEndian.Uint64(key.id[:8])]
+		if !ok {
+			return
+		}
+		for at != noEntry {
+			e := &x.entries[at]
+			if e.id == key.id && e.kind == key.kind && !yield(e) {
+				return
+			}
+			at = e.next
+		}
+	}
+}
+
+func (x *memoryIndex) location(e *indexEntry) blobLocation {
+	return blobLocation{pack: x.packs[e.pack].id, kind: e.kind, offset: e.offset, length: e.length, plain: e.plain}
+}
+
+// locations are all places of a blob; none when it is unknown.
+func (x *memoryIndex) locations(key blobKey) []blobLocation {
+	var found []blobLocation
+	for e := range x.chain(key) {
+		found = append(found, x.location(e))
+	}
+	return found
+}
+
+// each calls visit for every blob in every pack until it returns false.
+func (x *memoryIndex) each(visit func(packedBlob) bool) {
+	for i := range x.entries {
+		e := &x.entries[i]
+		if !visit(packedBlob{id: e.id, location: x.location(e)}) {
+			return
+		}
+	}
+}
+
+// pack describes one pack.
+func (x *memoryIndex) pack(id blobID) (packInfo, bool) {
+	number, ok := x.byPack[id]
+	if !ok {
+		return packInfo{}, false
+	}
+	return x.packs[number], true
+}

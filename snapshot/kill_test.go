@@ -1,0 +1,165 @@
+package snapshot
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"math/rand"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"holdfast/storage"
+)
+
+// TestBackupChild is the process that TestKilledBackupsResume kills.
+func TestBackupChild(t *testing.T) {
+	repository, source := os.Getenv("SNAPSHOT_TEST_REPOSITORY"), os.Getenv("SNAPSHOT_TEST_SOURCE")
+	if repository == "" {
+		t.Skip("only as a child of TestKilledBackupsResume")
+	}
+	provider, err := storage.OpenDirectory(repository, storage.DirectoryOptions{})
+	require.NoError(t, err)
+	r := newTestRepository(t, storage.PolicyAll, provider)
+	result, err := r.Backup(t.Context(), source, BackupOptions{Kind: Final, Hostname: "node"})
+	require.NoError(t, err)
+	fmt.Printf("done %s\n", result.Snapshot)
+}
+
+// killedBackup runs a backup in a child process, kills it after the delay unless it was faster, and returns the
+// snapshot it made, if any.
+func killedBackup(t *testing.T, repository, source string, delay time.Duration) string {
+	t.Helper()
+	command := exec.Command(os.Args[0], "-test.run=^TestBackupChild$", "-test.v")
+	command.Env = append(os.Environ(), "SNAPSHOT_TEST_REPOSITORY="+repository, "SNAPSHOT_TEST_SOURCE="+source)
+	var out bytes.Buffer
+	command.Stdout, command.Stderr = &out, &out
+	require.NoError(t, command.Start())
+	killer := time.AfterFunc(delay, func() { _ = command.Process.Kill() }) // our own child, by its handle
+	err := command.Wait()
+	killer.Stop()
+	for line := range strings.Lines(out.String()) {
+		if id, ok := strings.CutPrefix(line, "done "); ok {
+			return strings.TrimSpace(id)
+		}
+	}
+	require.ErrorContains(t, err, "killed", out.String())
+	return ""
+}
+
+// storedPacks are the packs of a repository in a directory, with their sizes.
+func storedPacks(t *testing.T, repository string) map[string]int64 {
+	t.Helper()
+	packs := map[string]int64{}
+	require.NoError(t, filepath.WalkDir(filepath.Join(repository, "data"), func(path string, entry fs.DirEntry, err error) error {
+		if os.IsNotExist(err) {
+			return nil
+		}
+		if err == nil && entry.Type().IsRegular() {
+			info, err := entry.Info()
+			if err != nil {
+				return err
+			}
+			packs[filepath.Base(path)] = info.Size()
+		}
+		return err
+	}))
+	return packs
+}
+
+// TestKilledBackupsResume kills a backup with SIGKILL at random moments, again and again, until one gets through.
+// Whatever had been stored is used: no blob is ever stored a second time, so that only packs on their way are sent
+// again; and the snapshot is whole, byte for byte (A2, A3).
+func TestKilledBackupsResume(t *testing.T) {
+	rounds := 10
+	if os.Getenv("HOLDFAST_CAMPAIGN") != "" {
+		rounds = 30
+	}
+	const seed = 20260125
+	random := rand.New(rand.NewSource(seed))
+	source := filepath.Join(t.TempDir(), "source")
+	files := map[string][]byte{"large": randomBytes(1, 14<<20)}
+	for i := range 300 {
+		files[fmt.Sprintf("d%d/e%d/f%d", i%7, i%3, i)] = randomBytes(int64(100+i), random.Intn(60_000))
+	}
+	for i := range 8 {
+		files[fmt.Sprintf("medium/%d", i)] = randomBytes(int64(10+i), 700_000+random.Intn(1_500_000))
+	}
+	writeFiles(t, source, files)
+	clean, _ := directoryRepository(t)
+	begun := time.Now()
+	require.NotEmpty(t, killedBackup(t, clean, source, time.Minute))
+	whole := time.Since(begun)
+	cleanBytes := int64(0)
+	for _, size := range storedPacks(t, clean) {
+		cleanBytes += size
+	}
+
+	kills, resumed := 0, 0
+	for kills < rounds {
+		repository, provider := directoryRepository(t)
+		snapshot, before := "", map[string]int64{}
+		for snapshot == "" {
+			if kills == rounds {
+				snapshot = killedBackup(t, repository, source, time.Minute)
+				require.NotEmpty(t, snapshot)
+				break
+			}
+			snapshot = killedBackup(t, repository, source, time.Duration(random.Int63n(int64(whole))))
+			packs := storedPacks(t, repository)
+			for name, size := range before {
+				require.Equal(t, size, packs[name], "a stored pack is never touched again")
+			}
+			if len(before) > 0 {
+				resumed++
+			}
+			before = packs
+			if snapshot == "" {
+				kills++
+			}
+		}
+		r := newTestRepository(t, storage.PolicyAll, provider)
+		require.Zero(t, storedTwice(t, r, provider), "stored again; seed %d", seed)
+		total := int64(0)
+		for _, size := range storedPacks(t, repository) {
+			total += size
+		}
+		require.LessOrEqual(t, total, cleanBytes+cleanBytes/50, "seed %d", seed)
+		require.LessOrEqual(t, len(leftUnfinished(t, repository)), (kills+1)*(packUploads+2), "files on their way at the kills")
+		requireWhole(t, r, snapshot)
+		for path, content := range files {
+			require.True(t, bytes.Equal(content, dumped(t, r, snapshot, path)), "%s differs; seed %d", path, seed)
+		}
+		infos, err := r.Snapshots(t.Context())
+		require.NoError(t, err)
+		require.Len(t, infos, 1)
+		if restic, err := exec.LookPath("restic"); err == nil {
+			stock(t, restic, repository, "", "unlock", "--remove-all")
+			require.Contains(t, stock(t, restic, repository, "", "check", "--read-data"), "no errors were found")
+		}
+	}
+	t.Logf("%d kills, %d resumed with packs there, a clean run takes %s", kills, resumed, whole)
+	require.Positive(t, resumed, "no kill came after a pack was stored: the test shows nothing")
+}
+
+// leftUnfinished are the files that the directory provider had not finished.
+func leftUnfinished(t *testing.T, repository string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(repository, storage.TempDirectory))
+	if !os.IsNotExist(err) {
+		require.NoError(t, err)
+	}
+	var names []string
+	for _, entry := range entries {
+		if !slices.Contains([]string{".", ".."}, entry.Name()) {
+			names = append(names, entry.Name())
+		}
+	}
+	return names
+}

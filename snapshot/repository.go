@@ -1,0 +1,327 @@
+package snapshot
+
+// What the files of this package share, unexported:
+//
+//	loadBlob(ctx, id, kind)         a blob's plaintext, its hash verified; falls back from provider to provider and from
+//	                                pack to pack; the caller may change the slice
+//	loadTree(ctx, id)               a directory's nodes: sorted, names checked (see node.go)
+//	blobLocations(id, kind)         where a blob lies; nil when no index names it
+//	openBlob(dst, sealed, id, at)   plaintext of sealed bytes that were read from a pack some other way, hash verified
+//	loadPackPart(ctx, pack, …)      raw bytes of a pack, accepted by the caller's check
+//	loadPackHeader(ctx, pack, size) a pack's own list of its blobs, authenticated, its sizes adding up to size
+//	loadPackWhole(ctx, pack, size)  all bytes of a pack, its SHA-256 verified
+//	snapshots(ctx)                  all snapshot files that can be read, oldest first, and what could not be read
+//	resolveSnapshot(ctx, text)      "latest", a prefix or a full id
+//	snapshot.Holdfast.Root          in a snapshot of ours: the node of the backed-up directory itself (nil in others)
+//	refreshIndex(ctx)               takes in index files that are new since
+//	indexedPacks()                  a copy of what the index knows of each pack
+//	eachBlob(visit)                 every blob in every pack
+//	indexDamage()                   index files that no provider has whole, with the reason
+//
+// Errors: ErrDamaged (also in the chain of what a check refused on every provider), ErrLimitExceeded, and storage's own.
+
+import (
+	"cmp"
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"holdfast/storage"
+)
+
+// Repository is an open repository. Its methods are safe for concurrent use, except that one Backup runs at a time.
+type Repository struct {
+	store   store
+	options Options
+	log     *slog.Logger
+	config  repositoryConfig
+	keyName string // the object under keys/ that the password opened
+	box     *envelope
+	codec   *codec
+	// chunkerKey decides where files are cut. It is derived from the master key, so that who sees only sizes of chunks
+	// cannot recognise known files by them.
+	chunkerKey []byte
+
+	backups sync.Mutex // held by a running Backup
+	moments moments
+
+	refresh   sync.Mutex // serialises refreshIndex
+	refreshed time.Time  // under refresh
+
+	mu           sync.RWMutex
+	index        *memoryIndex
+	indexFiles   map[blobID]storedFile // taken in
+	indexDamaged map[blobID]error
+	unlisted     error // providers that the last refresh could not list
+	files        map[string]storedFile
+	parsed       map[blobID]*storedSnapshot
+}
+
+// moments are called at points of a backup where tests make something happen to the directory.
+type moments struct {
+	listed func(path string)              // a directory was listed, its entries are not read yet
+	read   func(path string, attempt int) // a file was read, and not yet looked at again
+}
+
+// storedFile is what is known of a stored object whose whole content was seen.
+type storedFile struct {
+	size int64
+	crc  uint32
+	hash blobID
+}
+
+func (o *Options) applyDefaults() error {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Concurrency <= 0 {
+		o.Concurrency = runtime.GOMAXPROCS(0)
+	}
+	if o.PackSize == 0 {
+		o.PackSize = 16 << 20
+	}
+	if o.PackSize < 4<<20 || o.PackSize > 128<<20 {
+		return fmt.Errorf("a pack size of %d bytes is not between 4 and 128 MiB: %w", o.PackSize, storage.ErrInvalid)
+	}
+	if o.IndexEvery <= 0 {
+		o.IndexEvery = 8
+	}
+	return nil
+}
+
+// Open opens the repository that m holds. ErrNoRepository: every provider was listed and none has a config;
+// ErrWrongPassword: no key opens with the password; ErrDamaged, ErrLimitExceeded, ErrUnsupportedVersion: permanent too.
+// An error of a provider that could not be reached, while the others have nothing, is transient.
+func Open(ctx context.Context, m *storage.Mirror, password []byte, options Options) (*Repository, error) {
+	return openStore(ctx, store{m}, password, options)
+}
+
+// Create makes a new repository. A repository that is there already is storage.ErrExists, and is not touched; so are
+// remains of one without its config (ErrDamaged).
+func Create(ctx context.Context, m *storage.Mirror, password []byte, options Options) (*Repository, error) {
+	return createStore(ctx, store{m}, password, options)
+}
+
+// OpenOrCreate opens the repository, or makes it when every provider of the policy that answers has nothing.
+func OpenOrCreate(ctx context.Context, m *storage.Mirror, password []byte, options Options) (*Repository, error) {
+	return openOrCreateStore(ctx, store{m}, password, options)
+}
+
+func openOrCreateStore(ctx context.Context, s store, password []byte, options Options) (*Repository, error) {
+	r, err := openStore(ctx, s, password, options)
+	if !errors.Is(err, ErrNoRepository) {
+		return r, err
+	}
+	r, err = createStore(ctx, s, password, options)
+	if errors.Is(err, storage.ErrExists) { // somebody was faster
+		return openStore(ctx, s, password, options)
+	}
+	return r, err
+}
+
+func openStore(ctx context.Context, s store, password []byte, options Options) (*Repository, error) {
+	if err := options.applyDefaults(); err != nil {
+		return nil, err
+	}
+	configs, err := list(ctx, s, configKey)
+	if err != nil {
+		return nil, fmt.Errorf("opening the repository: %w", err)
+	}
+	if len(configs.objects[configKey]) == 0 {
+		if err := configs.failure(); err != nil {
+			return nil, fmt.Errorf("opening the repository: no provider that answers has it: %w", err)
+		}
+		return nil, fmt.Errorf("opening the repository: %w", ErrNoRepository)
+	}
+	r := &Repository{
+		store: s, options: options, log: options.Logger, index: newMemoryIndex(), indexFiles: map[blobID]storedFile{},
+		indexDamaged: map[blobID]error{}, files: map[string]storedFile{}, parsed: map[blobID]*storedSnapshot{},
+	}
+	opened, err := openKeys(ctx, s, password, func(box *envelope) error { return r.readConfig(ctx, configs, box) })
+	if err != nil {
+		return nil, fmt.Errorf("opening the repository: %w", err)
+	}
+	r.keyName, r.box = opened.name, opened.box
+	r.remember(opened.name, opened.data)
+	if err := r.deriveChunkerKey(opened.master); err != nil {
+		return nil, err
+	}
+	if r.codec, err = newCodec(options.Concurrency); err != nil {
+		return nil, err
+	}
+	if err := r.refreshIndex(ctx); err != nil {
+		r.codec.close()
+		return nil, fmt.Errorf("opening the repository: %w", err)
+	}
+	return r, nil
+}
+
+// readConfig reads the config with a key; errUnauthentic when it is not that key's.
+func (r *Repository) readConfig(ctx context.Context, configs listing, box *envelope) error {
+	var config repositoryConfig
+	data, err := loadWhole(ctx, r.store, configs, configKey, maxConfigSize, func(sealed []byte) error {
+		plain, err := box.open(nil, sealed)
+		if err != nil {
+			return err
+		}
+		config, err = decodeConfig(plain)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	r.config = config
+	r.remember(configKey, data)
+	return nil
+}
+
+// remember keeps what VerifyStored compares later.
+func (r *Repository) remember(key string, data []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.files[key] = storedFile{size: int64(len(data)), crc: storage.Checksum(data), hash: sha256.Sum256(data)}
+}
+
+func (r *Repository) deriveChunkerKey(master masterKey) error {
+	secret := slices.Concat(master.Encrypt, master.MAC.K)
+	var err error
+	if r.chunkerKey, err = hkdf.Key(sha256.New, secret, nil, "holdfast chunker v1", 32); err != nil {
+		return fmt.Errorf("deriving the chunker's key: %w", err)
+	}
+	return nil
+}
+
+func createStore(ctx context.Context, s store, password []byte, options Options) (*Repository, error) {
+	if err := options.applyDefaults(); err != nil {
+		return nil, err
+	}
+	all, err := list(ctx, s, "")
+	if err != nil {
+		return nil, fmt.Errorf("creating the repository: %w", err)
+	}
+	if required := s.policy().Count(len(s.providers())); len(all.listed) < required {
+		return nil, fmt.Errorf("creating the repository: only %d of %d required providers answer: %w",
+			len(all.listed), required, all.failure())
+	}
+	if len(all.objects[configKey]) > 0 {
+		return nil, fmt.Errorf("creating the repository: %w", storage.ErrExists)
+	}
+	keys := 0
+	for key := range all.objects {
+		switch {
+		case strings.HasPrefix(key, keyPrefix):
+			keys++
+		case strings.HasPrefix(key, packPrefix), strings.HasPrefix(key, indexPrefix), strings.HasPrefix(key, snapshotPrefix):
+			return nil, fmt.Errorf("creating the repository: there is %s, but no config: %w", key, ErrDamaged)
+		}
+	}
+	master, err := masterForCreation(ctx, s, password, options, keys > 0)
+	if err != nil {
+		return nil, fmt.Errorf("creating the repository: %w", err)
+	}
+	config, err := newRepositoryConfig()
+	if err != nil {
+		return nil, err
+	}
+	plain, err := encodeJSON(config)
+	if err != nil {
+		return nil, err
+	}
+	box, err := newEnvelope(master)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.put(ctx, configKey, box.seal(nil, plain), true); err != nil {
+		return nil, fmt.Errorf("creating the repository: storing the config: %w", err)
+	}
+	return openStore(ctx, s, password, options)
+}
+
+// masterForCreation makes a master key and stores it. When a creation was interrupted between key and config, its key is
+// used again: two keys that open with one password but hold different master keys would confuse stock restic.
+func masterForCreation(ctx context.Context, s store, password []byte, options Options, keysThere bool) (masterKey, error) {
+	if keysThere {
+		opened, err := openKeys(ctx, s, password, func(*envelope) error { return nil })
+		if err != nil {
+			return masterKey{}, fmt.Errorf("there are keys, but no config: %w", err)
+		}
+		return opened.master, nil
+	}
+	master, err := newMasterKey()
+	if err != nil {
+		return masterKey{}, err
+	}
+	hostname, _ := os.Hostname()
+	file, err := newKeyFile(password, master, options.KDF, hostname, username())
+	if err != nil {
+		return masterKey{}, err
+	}
+	name := keyPrefix + blobID(sha256.Sum256(file)).String()
+	if err := s.put(ctx, name, file, true); err != nil {
+		return masterKey{}, fmt.Errorf("storing the key: %w", err)
+	}
+	return master, nil
+}
+
+// Close releases what the repository holds in this process. It does not close the providers.
+func (r *Repository) Close() error {
+	r.codec.close()
+	return nil
+}
+
+// ID is the repository's own random id, 64 hexadecimal digits.
+func (r *Repository) ID() string { return r.config.ID }
+
+// Snapshots lists the repository's snapshots, oldest first. A snapshot file that no provider has whole is left out and
+// logged; one of a provider that cannot be reached is not known.
+func (r *Repository) Snapshots(ctx context.Context) ([]Info, error) {
+	found, damaged, err := r.snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, err := range damaged {
+		r.log.Warn("a snapshot cannot be read", "error", err)
+	}
+	infos := make([]Info, len(found))
+	for i, s := range found {
+		infos[i] = s.info()
+	}
+	return infos, nil
+}
+
+// Omissions are the things that a snapshot says it does not hold as they were; none for a snapshot of stock restic.
+// ErrNoSnapshot when there is no such snapshot.
+func (r *Repository) Omissions(ctx context.Context, snapshot string) ([]Omission, error) {
+	s, err := r.resolveSnapshot(ctx, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	if s.Holdfast == nil {
+		return nil, nil
+	}
+	return s.Holdfast.Omissions, nil
+}
+
+func sortSnapshots(list []storedSnapshot) {
+	slices.SortFunc(list, func(a, b storedSnapshot) int {
+		return cmp.Or(a.Time.Compare(b.Time), a.id.compare(b.id))
+	})
+}
+
+// username is who runs this process, or "" when the system cannot say.
+func username() string {
+	if current, err := user.Current(); err == nil {
+		return current.Username
+	}
+	return ""
+}

@@ -1,0 +1,149 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Restore puts a snapshot ("latest", an id or a prefix of one), or the part of it that options.Path names, in place at
+// target: the directory's content directly in it; of a single file, the file in it under its own name. The target must
+// not exist, not even as an empty directory (ErrTargetExists); its parent must.
+//
+// Everything is written into a hidden directory beside the target, verified file by file against the hashes in the
+// snapshot, synced to the disk, and renamed into place (invariant 5). On any error, and when the context ends, the
+// hidden directory is removed and there is no target; what a killed process leaves is removed by the next restore to
+// the same target. Nothing in the snapshot can write outside of it.
+//
+// What this user may not set (other owners, devices) is in the report's warnings. Errors: ErrNoSnapshot, ErrNoPath,
+// ErrTargetExists, ErrDamaged (every provider was asked), ErrUnsafePath, ErrLimitExceeded, ErrLocalSpace, and storage's.
+func (r *Repository) Restore(ctx context.Context, snapshot, target string, options RestoreOptions) (*RestoreReport, error) {
+	return r.restore(ctx, snapshot, target, options, defaultMaxEntries)
+}
+
+func (r *Repository) restore(ctx context.Context, snapshot, target string, options RestoreOptions, maxEntries int64) (_ *RestoreReport, err error) {
+	began := time.Now()
+	fallbacks := r.fallbacks()
+	// Refused before anything is read.
+	t, err := newTarget(target)
+	if err != nil {
+		return nil, fmt.Errorf("restoring: %w", err)
+	}
+	defer func() { err = t.finish(err) }()
+	stored, err := r.resolveSnapshot(ctx, snapshot)
+	if err != nil {
+		return nil, fmt.Errorf("restoring: %w", err)
+	}
+	s := newRestorer(r, t, options, maxEntries)
+	if err := s.run(ctx, stored, options.Path); err != nil {
+		return nil, fmt.Errorf("restoring snapshot %s: %w", stored.id.short(), withCause(ctx, err))
+	}
+	if err := t.commit(ctx, options.Prepare); err != nil {
+		return nil, fmt.Errorf("restoring snapshot %s: %w", stored.id.short(), err)
+	}
+	s.meter.done()
+	report := &RestoreReport{
+		Snapshot: stored.id.String(), Files: s.plan.files, Dirs: int64(len(s.plan.dirs) - 1), Bytes: s.plan.bytes,
+		Seconds: time.Since(began).Seconds(), Warnings: t.warnings.all(), Fallbacks: r.fallbacksSince(fallbacks),
+	}
+	if stored.Holdfast != nil {
+		report.Omissions = stored.Holdfast.Omissions
+	}
+	return report, nil
+}
+
+// restorer is the state of one Restore.
+type restorer struct {
+	repository *Repository
+	target     *target
+	meter      *meter
+	workers    int
+	reader     *packReader
+	verifiers  *sync.Pool
+	plan       *plan
+	maxEntries int64
+	// beforeVerify is where tests spoil what was written.
+	beforeVerify func()
+}
+
+func newRestorer(r *Repository, t *target, options RestoreOptions, maxEntries int64) *restorer {
+	return &restorer{
+		repository: r, target: t, meter: newMeter(options.Progress), workers: r.options.Concurrency,
+		reader: newPackReader(r), verifiers: newVerifierPool(), plan: &plan{}, maxEntries: maxEntries,
+	}
+}
+
+func (s *restorer) run(ctx context.Context, stored *storedSnapshot, path string) error {
+	if err := s.planSnapshot(ctx, stored, path); err != nil {
+		return err
+	}
+	s.meter.total(s.plan.files, s.plan.bytes)
+	if err := s.create(ctx); err != nil {
+		return err
+	}
+	if err := s.writeData(ctx); err != nil {
+		return err
+	}
+	if s.beforeVerify != nil {
+		s.beforeVerify()
+	}
+	if err := s.eachDir(ctx, 0, int32(len(s.plan.dirs)), s.verifyAndFinish); err != nil {
+		return err
+	}
+	return s.finishDirs()
+}
+
+// planSnapshot reads all trees that are needed before anything is created.
+func (s *restorer) planSnapshot(ctx context.Context, stored *storedSnapshot, path string) error {
+	p := &planner{
+		repository: s.repository, reader: s.reader, warnings: &s.target.warnings, plan: s.plan,
+		maxEntries: s.maxEntries, links: map[inodeKey]int32{},
+	}
+	found, err := s.reader.find(ctx, stored, path)
+	if err != nil {
+		return err
+	}
+	if found.isDir() {
+		if found.node != nil {
+			m := metadataOf(found.node)
+			s.plan.rootMeta = &m
+		}
+		return p.planTrees(ctx, found.tree)
+	}
+	s.plan.dirs, s.plan.levels = []plannedDir{{}}, []int32{0}
+	_, err = p.addDir(0, []node{*found.node})
+	return err
+}
+
+// withCause adds why the context ended to an error that came of that.
+func withCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return err
+}
+
+// openFile opens a file below the root by its path.
+func (t *target) openFile(path string, flags int) (int, error) {
+	if !t.componentWise && len(path) < maxPathPiece {
+		fd, err := openat2Retry(t.root, path, uint64(flags|unix.O_NOFOLLOW|unix.O_NONBLOCK))
+		switch {
+		case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOTDIR):
+			return -1, fmt.Errorf("%w: %q leads through a link: %w", ErrUnsafePath, path, err)
+		case err != nil:
+			return -1, localError("opening the file", path, err)
+		}
+		return fd, nil
+	}
+	above, name := splitPath(path)
+	dir, err := t.open(above)
+	if err != nil {
+		return -1, err
+	}
+	defer dir.close()
+	return dir.openFile(name, flags)
+}

@@ -1,0 +1,135 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// create makes all directories, empty files, links and special files. A worker has a whole directory at a time: two
+// that create in the same one wait for each other in the kernel.
+func (s *restorer) create(ctx context.Context) error {
+	for level, first := range s.plan.levels {
+		last := int32(len(s.plan.dirs))
+		if level+1 < len(s.plan.levels) {
+			last = s.plan.levels[level+1]
+		}
+		err := s.eachDir(ctx, first, last, s.createIn)
+		if err != nil {
+			return err
+		}
+	}
+	return s.createLinks(ctx)
+}
+
+// eachDir calls do for directories [first, last), several at a time.
+func (s *restorer) eachDir(ctx context.Context, first, last int32, do func(int32, *targetDir) error) error {
+	group, groupContext := errgroup.WithContext(ctx)
+	group.SetLimit(s.workers)
+	for number := first; number < last && groupContext.Err() == nil; number++ {
+		group.Go(func() error {
+			if err := context.Cause(groupContext); err != nil {
+				return err
+			}
+			dir, err := s.target.open(s.plan.dirs[number].path)
+			if err != nil {
+				return err
+			}
+			defer dir.close()
+			return do(number, dir)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+func (s *restorer) createIn(number int32, dir *targetDir) error {
+	for i := s.plan.dirs[number].first; i < s.plan.dirs[number].last; i++ {
+		entry := &s.plan.entries[i]
+		if entry.sameAs >= 0 {
+			continue
+		}
+		var err error
+		switch entry.kind {
+		case kindDir:
+			err = dir.mkdir(entry.name)
+		case kindFile:
+			err = createSized(dir, entry)
+		case kindSymlink:
+			err = dir.symlink(entry.text, entry.name)
+		default:
+			entry.made, err = dir.mknod(entry.name, entry.kind.stMode(), entry.device)
+			if err == nil && !entry.made {
+				s.target.warnings.add("%s: device %d:%d not made: only root may", quotePath(dir.join(entry.name)),
+					unix.Major(entry.device), unix.Minor(entry.device))
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// createSized makes a file that reads as zeros in its whole length. What is too short for a hole grows when written.
+func createSized(dir *targetDir, entry *plannedEntry) error {
+	fd, err := dir.createFile(entry.name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if entry.size < holeSize {
+		return nil
+	}
+	if err := ftruncate(fd, entry.size); err != nil {
+		return localError("setting the size of", dir.join(entry.name), err)
+	}
+	return nil
+}
+
+// createLinks makes the further names of files, once all first names are there.
+func (s *restorer) createLinks(ctx context.Context) error {
+	for number := range s.plan.dirs {
+		planned := &s.plan.dirs[number]
+		var dir *targetDir
+		for i := planned.first; i < planned.last; i++ {
+			entry := &s.plan.entries[i]
+			if entry.sameAs < 0 {
+				continue
+			}
+			if entry.made = s.plan.entries[entry.sameAs].made; !entry.made {
+				continue
+			}
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			if dir == nil {
+				var err error
+				if dir, err = s.target.open(planned.path); err != nil {
+					return err
+				}
+			}
+			if err := s.link(dir, entry); err != nil {
+				dir.close()
+				return err
+			}
+		}
+		if dir != nil {
+			dir.close()
+		}
+	}
+	return nil
+}
+
+func (s *restorer) link(dir *targetDir, entry *plannedEntry) error {
+	from, err := s.target.open(s.plan.dirs[s.plan.dirOf[entry.sameAs]].path)
+	if err != nil {
+		return fmt.Errorf("linking %q: %w", dir.join(entry.name), err)
+	}
+	defer from.close()
+	return dir.link(from, s.plan.entries[entry.sameAs].name, entry.name)
+}

@@ -1,0 +1,134 @@
+package snapshot
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// A tree blob is the JSON of one directory, {"nodes":[…]} and a newline, its nodes strictly ascending by the bytes of
+// their names. The bytes are those that restic's encoding/json writes, so that equal directories have equal ids
+// whichever program stored them.
+
+// wireNode has node's fields without its methods. In it the name is quoted.
+type wireNode node
+
+// encodeTree writes a tree. The nodes must be sorted by name already; a wrong order is a defect and an error.
+func encodeTree(nodes []node) ([]byte, error) {
+	var out bytes.Buffer
+	out.WriteString(`{"nodes":[`)
+	for i := range nodes {
+		if i > 0 {
+			if nodes[i-1].Name >= nodes[i].Name {
+				return nil, fmt.Errorf("encoding a tree: %q does not come before %q", nodes[i-1].Name, nodes[i].Name)
+			}
+			out.WriteByte(',')
+		}
+		encoded, err := encodeNode(&nodes[i])
+		if err != nil {
+			return nil, err
+		}
+		out.Write(encoded)
+		if out.Len() > maxTreeSize-16 {
+			return nil, fmt.Errorf("a directory has too many entries (%d): %w", len(nodes), ErrLimitExceeded)
+		}
+	}
+	out.WriteString("]}\n")
+	return out.Bytes(), nil
+}
+
+func encodeNode(n *node) ([]byte, error) {
+	wire := wireNode(*n)
+	quoted := strconv.Quote(n.Name)
+	wire.Name = quoted[1 : len(quoted)-1]
+	wire.ModTime, wire.AccessTime, wire.ChangeTime = jsonTime(n.ModTime), jsonTime(n.AccessTime), jsonTime(n.ChangeTime)
+	if !utf8.ValidString(n.LinkTarget) {
+		wire.LinkTargetRaw = []byte(n.LinkTarget)
+	}
+	encoded, err := json.Marshal(wire)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the node of %q: %w", n.Name, err)
+	}
+	return encoded, nil
+}
+
+// jsonTime keeps a time within the years that JSON can hold.
+func jsonTime(t time.Time) time.Time {
+	switch year := t.Year(); {
+	case year < 0:
+		return t.AddDate(-year, 0, 0)
+	case year > 9999:
+		return t.AddDate(9999-year, 0, 0)
+	default:
+		return t
+	}
+}
+
+// decodeTree reads a tree and refuses whatever a well-behaved writer would not have written.
+func decodeTree(plain []byte) ([]node, error) {
+	if len(plain) > maxTreeSize {
+		return nil, fmt.Errorf("decoding a tree of %d bytes: %w", len(plain), ErrLimitExceeded)
+	}
+	var wire struct {
+		Nodes *[]wireNode `json:"nodes"`
+	}
+	if err := json.Unmarshal(plain, &wire); err != nil {
+		return nil, fmt.Errorf("decoding a tree: %w: %w", ErrDamaged, err)
+	}
+	if wire.Nodes == nil {
+		return nil, fmt.Errorf("decoding a tree: it has no nodes: %w", ErrDamaged)
+	}
+	nodes := make([]node, len(*wire.Nodes))
+	for i := range *wire.Nodes {
+		nodes[i] = node((*wire.Nodes)[i])
+		if err := nodes[i].normalise(); err != nil {
+			return nil, fmt.Errorf("decoding a tree, entry %d: %w", i, err)
+		}
+		if i > 0 && nodes[i-1].Name >= nodes[i].Name {
+			return nil, fmt.Errorf("decoding a tree: entry %d is not in order, or there twice: %w", i, ErrDamaged)
+		}
+	}
+	return nodes, nil
+}
+
+// normalise turns the wire form of a node into the form in memory and checks it.
+func (n *node) normalise() error {
+	if len(n.Name) > 4*maxNameSize {
+		return fmt.Errorf("a name of %d bytes: %w", len(n.Name), ErrLimitExceeded)
+	}
+	name, err := strconv.Unquote(`"` + n.Name + `"`)
+	if err != nil {
+		return fmt.Errorf("a name is not quoted as it should be: %w: %w", ErrDamaged, err)
+	}
+	n.Name = name
+	switch {
+	case name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00"):
+		return fmt.Errorf("the name %q: %w", name, ErrUnsafePath)
+	case len(name) > maxNameSize:
+		return fmt.Errorf("a name of %d bytes: %w", len(name), ErrLimitExceeded)
+	}
+	if n.LinkTargetRaw != nil {
+		n.LinkTarget, n.LinkTargetRaw = string(n.LinkTargetRaw), nil
+	}
+	if len(n.LinkTarget) > maxLinkTargetSize {
+		return fmt.Errorf("a link target of %d bytes: %w", len(n.LinkTarget), ErrLimitExceeded)
+	}
+	switch n.Type {
+	case "dir":
+		if n.Subtree == nil {
+			return fmt.Errorf("the directory %q has no tree: %w", name, ErrDamaged)
+		}
+	case "file":
+		if n.Content == nil {
+			return fmt.Errorf("the file %q has no list of content: %w", name, ErrDamaged)
+		}
+	case "symlink", "dev", "chardev", "fifo", "socket", "irregular":
+	default:
+		return fmt.Errorf("%q is of the unknown type %q: %w", name, n.Type, ErrDamaged)
+	}
+	return nil
+}

@@ -1,0 +1,224 @@
+package catalog_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"holdfast/catalog"
+	"holdfast/storage"
+	"holdfast/storage/faulty"
+	"holdfast/storage/storagetest"
+	"holdfast/workspace"
+)
+
+const id = "abcdefghijklmnopqrstuvwxyz"
+
+var snapshots = [...]string{
+	"0000000000000000000000000000000000000000000000000000000000000000",
+	"1111111111111111111111111111111111111111111111111111111111111111",
+	"2222222222222222222222222222222222222222222222222222222222222222",
+	"3333333333333333333333333333333333333333333333333333333333333333",
+}
+
+// stores are two providers that can be made to fail.
+func stores(policy storage.Policy) (*catalog.Catalog, *faulty.Provider, *faulty.Provider) {
+	a, b := faulty.New(storagetest.NewMemory()), faulty.New(storagetest.NewMemory())
+	return catalog.New([]storage.Provider{a, b}, policy), a, b
+}
+
+func away(p *faulty.Provider) {
+	for _, op := range []faulty.Op{faulty.Put, faulty.Get, faulty.Stat, faulty.List, faulty.Delete} {
+		p.Inject(faulty.Rule{Op: op, Kind: faulty.Error, Err: errors.New("lookup: i/o timeout")})
+	}
+}
+
+func record(token uint64, base string) workspace.InstanceRecord {
+	return workspace.InstanceRecord{
+		WorkspaceID: id, Name: "atlas", Owner: "ada", Token: token, Node: "node-1", Base: base, Time: time.Unix(int64(token), 0).UTC(),
+	}
+}
+
+func commit(token, sequence uint64, snapshot string) workspace.Commit {
+	return workspace.Commit{WorkspaceID: id, Token: token, Sequence: sequence, Snapshot: snapshot, Kind: "live", Time: time.Unix(1, 0).UTC()}
+}
+
+// invariant 3: the head is the commit with the highest sequence of the highest recorded token, else that record's base.
+func TestHead(t *testing.T) {
+	ctx := context.Background()
+	c, _, _ := stores(storage.PolicyAll)
+	heads := func() []workspace.ProviderHead { return c.ReadHead(ctx, id).Providers }
+	require.Zero(t, heads()[0].Token)
+
+	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
+	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1])))
+	require.NoError(t, c.Commit(ctx, commit(1, 2, snapshots[2])))
+	for _, head := range heads() {
+		require.Equal(t, snapshots[2], head.Head.Snapshot)
+	}
+	require.NoError(t, c.RecordInstance(ctx, record(2, snapshots[1])))
+	for _, head := range heads() {
+		require.Nil(t, head.Head)
+		require.Equal(t, snapshots[1], head.Base, "the base of the newest instance, although its time and those commits are older")
+	}
+	// Ten comes after nine, also as keys.
+	for token := uint64(3); token <= 10; token++ {
+		require.NoError(t, c.RecordInstance(ctx, record(token, snapshots[0])))
+	}
+	require.Equal(t, uint64(10), heads()[0].Token)
+}
+
+// A12, invariants 3 and 7: what an older token writes never becomes the head.
+func TestOlderTokenNeverCommits(t *testing.T) {
+	ctx := context.Background()
+	c, _, _ := stores(storage.PolicyAll)
+	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
+	require.NoError(t, c.RecordInstance(ctx, record(2, snapshots[0])))
+	require.ErrorIs(t, c.Commit(ctx, commit(1, 1, snapshots[1])), catalog.ErrStale)
+	require.ErrorIs(t, c.RecordInstance(ctx, record(1, "")), catalog.ErrStale)
+
+	// A node that was suspended between its look and its write: the commit lands, and nobody follows it.
+	_, err := c.Providers()[0].Put(ctx, "catalog/workspaces/"+id+"/commits/00000000000000000001/00000000000000000001.json",
+		[]byte(fmt.Sprintf(`{"token":1,"sequence":1,"snapshot":%q}`, snapshots[3])), storage.PutOptions{CreateOnly: true})
+	require.NoError(t, err)
+	require.Equal(t, snapshots[0], c.ReadHead(ctx, id).Providers[0].Base)
+}
+
+// invariant 8: a lost answer is recognised; another object under the same key is a conflict.
+func TestCreateOnly(t *testing.T) {
+	ctx := context.Background()
+	c, a, _ := stores(storage.PolicyAll)
+	a.Inject(faulty.Rule{Op: faulty.Put, Kind: faulty.LostAnswer, Times: 10})
+	_ = c.RecordInstance(ctx, record(1, ""))
+	a.Clear()
+	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
+	changed := record(1, "")
+	changed.Base = snapshots[1]
+	require.ErrorIs(t, c.RecordInstance(ctx, changed), catalog.ErrConflict)
+	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1])))
+	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1])))
+	require.ErrorIs(t, c.Commit(ctx, commit(1, 1, snapshots[2])), catalog.ErrConflict)
+}
+
+func TestPolicies(t *testing.T) {
+	ctx := context.Background()
+	all, _, b := stores(storage.PolicyAll)
+	away(b)
+	err := all.RecordInstance(ctx, record(1, ""))
+	require.Error(t, err)
+	require.True(t, storage.Retryable(err), "%v", err)
+
+	any, _, b := stores(storage.PolicyAny)
+	away(b)
+	require.NoError(t, any.RecordInstance(ctx, record(1, "")))
+	require.NoError(t, any.Commit(ctx, commit(1, 1, snapshots[1])))
+	answers := any.ReadHead(ctx, id).Providers
+	require.Equal(t, snapshots[1], answers[0].Head.Snapshot)
+	require.Contains(t, answers[1].Error, "i/o timeout")
+	b.Clear()
+	report, err := any.Repair(ctx, id)
+	require.NoError(t, err)
+	require.Equal(t, 2, report.Copied[b.URL()])
+	require.Equal(t, snapshots[1], any.ReadHead(ctx, id).Providers[1].Head.Snapshot)
+}
+
+// No provider's silence is taken for "there is none".
+func TestPasswordIsMadeOnce(t *testing.T) {
+	ctx := context.Background()
+	c, a, b := stores(storage.PolicyAny)
+	away(a)
+	_, err := c.CreatePassword(ctx, catalog.Password{WorkspaceID: id, Wrapped: []byte("one")})
+	require.Error(t, err)
+	a.Clear()
+
+	var wait sync.WaitGroup
+	made := make([]catalog.Password, 8)
+	for i := range made {
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			var err error
+			made[i], err = c.CreatePassword(ctx, catalog.Password{WorkspaceID: id, Wrapped: []byte(fmt.Sprint(i))})
+			require.NoError(t, err)
+		}()
+	}
+	wait.Wait()
+	for _, password := range made {
+		require.Equal(t, made[0], password)
+	}
+	away(a)
+	fromB, err := c.Password(ctx, id)
+	require.NoError(t, err)
+	require.Equal(t, made[0], fromB)
+	b.Inject(faulty.Rule{Op: faulty.Get, Kind: faulty.WrongBytes})
+	_, err = c.Password(ctx, id)
+	require.Error(t, err)
+	require.False(t, errors.Is(err, storage.ErrNotFound), "%v", err)
+}
+
+func TestPlacementsAndNames(t *testing.T) {
+	ctx := context.Background()
+	c, _, _ := stores(storage.PolicyAll)
+	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
+	found, err := c.FindID(ctx, "atlas")
+	require.NoError(t, err)
+	require.Equal(t, id, found)
+	placements, err := c.Placements(ctx, "node-1")
+	require.NoError(t, err)
+	require.Equal(t, []catalog.Placement{{WorkspaceID: id, Token: 1}}, placements)
+	require.NoError(t, c.ReleasePlacement(ctx, "node-1", id, 1))
+	require.NoError(t, c.ReleasePlacement(ctx, "node-1", id, 1))
+	placements, err = c.Placements(ctx, "node-1")
+	require.NoError(t, err)
+	require.Empty(t, placements)
+
+	_, err = c.Providers()[0].Put(ctx, "workspaces/"+id+"/config", []byte("x"), storage.PutOptions{})
+	require.NoError(t, err)
+	require.Error(t, c.DiscardRepository(ctx, id, "workspaces/"+id), "only after it was recorded as deleted")
+	require.NoError(t, c.RecordDeleted(ctx, id, "atlas", 1, "ada"))
+	require.NoError(t, c.DiscardRepository(ctx, id, "workspaces/"+id))
+	_, err = c.Providers()[0].Stat(ctx, "workspaces/"+id+"/config")
+	require.ErrorIs(t, err, storage.ErrNotFound)
+	_, err = c.FindID(ctx, "atlas")
+	require.ErrorIs(t, err, storage.ErrNotFound)
+}
+
+// While a store is away nobody can tell whether a workspace was deleted; the password of the only one that ever had the
+// name is needed then most of all.
+func TestFindIDWithAStoreAway(t *testing.T) {
+	ctx := context.Background()
+	c, a, _ := stores(storage.PolicyAny)
+	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
+	for _, op := range []faulty.Op{faulty.Get, faulty.Stat, faulty.List} {
+		a.Inject(faulty.Rule{Op: op, Kind: faulty.Error})
+	}
+	found, err := c.FindID(ctx, "atlas")
+	require.NoError(t, err)
+	require.Equal(t, id, found)
+	_, err = c.FindID(ctx, "never")
+	require.Error(t, err)
+	require.NotErrorIs(t, err, storage.ErrNotFound)
+}
+
+// A provider that takes the question and never answers does not keep the others' answers from counting.
+func TestSilentProvider(t *testing.T) {
+	ctx := context.Background()
+	c, a, _ := stores(storage.PolicyAny)
+	c.AnswerWithin(50 * time.Millisecond)
+	for _, op := range []faulty.Op{faulty.Put, faulty.Get, faulty.Stat, faulty.List} {
+		a.Inject(faulty.Rule{Op: op, Kind: faulty.Hang})
+	}
+	done := make(chan error, 1)
+	go func() { done <- c.RecordInstance(ctx, record(1, "")) }()
+	select {
+	case err := <-done:
+		require.NoError(t, err)
+	case <-time.After(time.Minute):
+		t.Fatal("a silent provider holds up the other")
+	}
+}

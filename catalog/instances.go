@@ -1,0 +1,198 @@
+package catalog
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"holdfast/storage"
+	"holdfast/workspace"
+)
+
+// RecordInstance writes the record that gives an instance the right to write its workspace, then its placement and
+// its name. It comes before anything of the instance runs (invariant 3). Repeating it with the same record is a success.
+func (c *Catalog) RecordInstance(ctx context.Context, record workspace.InstanceRecord) error {
+	if record.Token == 0 {
+		return errors.New("recording an instance: its token is 0")
+	}
+	newest, err := c.NewestToken(ctx, record.WorkspaceID)
+	if err != nil {
+		return fmt.Errorf("recording instance %d of %s: %w", record.Token, record.WorkspaceID, err)
+	}
+	if newest > record.Token {
+		return fmt.Errorf("recording instance %d of %s: token %d is there: %w", record.Token, record.WorkspaceID, newest, ErrStale)
+	}
+	// The placement comes first: a node that is lost the moment after the record was written must still be known to hold it.
+	if record.Node != "" {
+		placement := Placement{WorkspaceID: record.WorkspaceID, Name: record.Name, Token: record.Token}
+		if err := c.create(ctx, placementKey(record.Node, record.WorkspaceID, record.Token), placement); err != nil {
+			return err
+		}
+	}
+	name := named{WorkspaceID: record.WorkspaceID, Name: record.Name, Owner: record.Owner}
+	if err := c.create(ctx, "catalog/names/"+record.Name+"/"+record.WorkspaceID+".json", name); err != nil {
+		return err
+	}
+	return c.create(ctx, instanceKey(record.WorkspaceID, record.Token), record)
+}
+
+type named struct {
+	WorkspaceID string `json:"workspace_id"`
+	Name        string `json:"name"`
+	Owner       string `json:"owner"`
+}
+
+// Instance reads one instance record; storage.ErrNotFound when no provider has it.
+func (c *Catalog) Instance(ctx context.Context, id string, token uint64) (workspace.InstanceRecord, error) {
+	var record workspace.InstanceRecord
+	err := c.load(ctx, instanceKey(id, token), &record)
+	return record, err
+}
+
+// NewestToken is the highest token that any provider has recorded, 0 when none. At least the policy's number of
+// providers must have been listed, so that a commit is never made on the word of too few.
+func (c *Catalog) NewestToken(ctx context.Context, id string) (uint64, error) {
+	tokens := make(chan uint64, len(c.providers))
+	var newest uint64
+	causes := map[string]error{}
+	listed := 0
+	for o := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
+		token, err := highest(ctx, provider, workspacePrefix(id)+"instances/")
+		if err == nil {
+			tokens <- token
+		}
+		return err
+	}) {
+		if o.err != nil {
+			causes[o.provider.URL()] = o.err
+			continue
+		}
+		listed++
+		newest = max(newest, <-tokens)
+	}
+	if listed < c.policy.Count(len(c.providers)) {
+		return 0, fmt.Errorf("%w: %w", ErrTooFew, unheard(ctx, "listing", workspacePrefix(id)+"instances/", causes))
+	}
+	return newest, nil
+}
+
+func highest(ctx context.Context, provider storage.Provider, prefix string) (uint64, error) {
+	var newest uint64
+	err := provider.List(ctx, prefix, func(object storage.Object) error {
+		token, err := numberIn(object.Key)
+		newest = max(newest, token)
+		return err
+	})
+	return newest, err
+}
+
+// Commit writes a commit if its token is the newest recorded one (invariants 3 and 7). Repeating it is a success.
+// Between the look and the write a newer instance may be recorded: the commit is then one that no head follows.
+func (c *Catalog) Commit(ctx context.Context, commit workspace.Commit) error {
+	newest, err := c.NewestToken(ctx, commit.WorkspaceID)
+	if err != nil {
+		return fmt.Errorf("committing snapshot %s: %w", commit.Snapshot, err)
+	}
+	if newest != commit.Token {
+		return fmt.Errorf("committing snapshot %s with token %d, the newest is %d: %w", commit.Snapshot, commit.Token, newest, ErrStale)
+	}
+	return c.create(ctx, commitKey(commit.WorkspaceID, commit.Token, commit.Sequence), commit)
+}
+
+// ReadHead asks every provider for a workspace's head: the commit with the highest sequence of the highest recorded
+// token, else that record's base (invariant 3). Providers answer one by one: comparing is the caller's (invariant 4).
+func (c *Catalog) ReadHead(ctx context.Context, id string) workspace.ReadHeadResult {
+	answers := make([]workspace.ProviderHead, len(c.providers))
+	index := make(map[storage.Provider]int, len(c.providers))
+	for i, provider := range c.providers {
+		index[provider] = i
+	}
+	for o := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
+		answer, err := head(ctx, provider, id)
+		answers[index[provider]] = answer
+		return err
+	}) {
+		answer := &answers[index[o.provider]]
+		answer.Provider = o.provider.URL()
+		if o.err != nil {
+			answer.Error = o.err.Error()
+		}
+	}
+	return workspace.ReadHeadResult{Providers: answers, Policy: c.policy.String()}
+}
+
+func head(ctx context.Context, provider storage.Provider, id string) (workspace.ProviderHead, error) {
+	var answer workspace.ProviderHead
+	token, err := highest(ctx, provider, workspacePrefix(id)+"instances/")
+	if err != nil || token == 0 {
+		return answer, err
+	}
+	answer.Token = token
+	sequence, err := highest(ctx, provider, workspacePrefix(id)+"commits/"+digits(token)+"/")
+	if err != nil {
+		return answer, err
+	}
+	if sequence > 0 {
+		answer.Head = new(workspace.Commit)
+		return answer, decode(ctx, provider, commitKey(id, token, sequence), answer.Head)
+	}
+	var record workspace.InstanceRecord
+	if err := decode(ctx, provider, instanceKey(id, token), &record); err != nil {
+		return answer, err
+	}
+	answer.Base = record.Base
+	return answer, nil
+}
+
+func decode(ctx context.Context, provider storage.Provider, key string, value any) error {
+	data, err := read(ctx, provider, key)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, value); err != nil {
+		return fmt.Errorf("catalog object %s: %w: %w", key, ErrDamaged, err)
+	}
+	return nil
+}
+
+// Commits reads every commit of a workspace from all providers, in order, and says which providers have each and
+// which could not be read to the end.
+func (c *Catalog) Commits(ctx context.Context, id string) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
+	return c.commitsBelow(ctx, workspacePrefix(id)+"commits/")
+}
+
+// CommitsOf is Commits for one instance.
+func (c *Catalog) CommitsOf(ctx context.Context, id string, token uint64) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
+	return c.commitsBelow(ctx, workspacePrefix(id)+"commits/"+digits(token)+"/")
+}
+
+func (c *Catalog) commitsBelow(ctx context.Context, prefix string) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
+	holders, failed = map[string][]string{}, map[string]error{}
+	seen := map[string]bool{}
+	for _, provider := range c.providers {
+		keys, err := c.keysBelow(ctx, provider, prefix)
+		for _, key := range keys {
+			if err != nil {
+				break
+			}
+			var commit workspace.Commit
+			if commit, err = soon(ctx, c, func(ctx context.Context) (commit workspace.Commit, err error) {
+				err = decode(ctx, provider, key, &commit)
+				return commit, err
+			}); err != nil {
+				break
+			}
+			holders[commit.Snapshot] = append(holders[commit.Snapshot], provider.URL())
+			if !seen[key] {
+				seen[key] = true
+				commits = append(commits, commit)
+			}
+		}
+		if err != nil {
+			failed[provider.URL()] = err
+		}
+	}
+	sortCommits(commits)
+	return commits, holders, failed
+}

@@ -1,0 +1,321 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/pkg/stdcopy"
+
+	"holdfast/engine"
+)
+
+// execMarker is an environment variable by which the processes of one exec are found when they must be killed.
+const execMarker = "HOLDFAST_EXEC"
+
+// outputGrace is how long after a command's end its output is awaited: what it left running may keep it open.
+const outputGrace = time.Second
+
+// killScript kills the processes that carry the mark $1 and all below them, again until none is left. The engine's API has
+// no way to end an exec, and its pids are those of the engine's machine. It needs tr, grep and a /proc.
+const killScript = `mark="HOLDFAST_EXEC=$1" round=0 all=" "
+while [ $round -lt 50 ]; do
+  found=""
+  for dir in /proc/[0-9]*; do
+    pid=${dir#/proc/}
+    [ "$pid" = 1 ] || [ "$pid" = $$ ] && continue
+    read -r line 2>/dev/null <"$dir/stat" || continue
+    rest=${line##*) }; set -- $rest
+    [ "$1" = Z ] || [ "$1" = X ] && continue
+    case "$all" in
+      *" $pid "*) found="$found $pid" ;;
+      *" $2 "*) all="$all$pid "; found="$found $pid" ;;
+      *) if tr '\000' '\n' 2>/dev/null <"$dir/environ" | grep -qxF "$mark" 2>/dev/null; then all="$all$pid "; found="$found $pid"; fi ;;
+    esac
+  done
+  [ -z "$found" ] && exit 0
+  kill -KILL $found 2>/dev/null
+  round=$((round + 1))
+  [ $round -gt 5 ] && sleep 1
+done
+exit 1`
+
+// Exec runs a command. When stdin is given, its reader may stay in use until its next Read returns: it cannot be
+// interrupted. A program that is not there gives 127 or 126, with the engine's reason on Stdout.
+func (e *Engine) Exec(ctx context.Context, id string, spec engine.ExecSpec) (int, error) {
+	if len(spec.Command) == 0 || spec.Command[0] == "" {
+		return -1, fmt.Errorf("%w: an exec needs a command", engine.ErrInvalid)
+	}
+	if err := engine.ValidateEnvironment(spec.Environment); err != nil {
+		return -1, err
+	}
+	found, err := e.inspect(ctx, id)
+	if err != nil {
+		return -1, err
+	}
+	if !found.State.Running || found.State.Paused {
+		return -1, fmt.Errorf("%w: %s is %s", engine.ErrNotRunning, id, statusOf(found.State))
+	}
+	mark := make([]byte, 12)
+	if _, err := rand.Read(mark); err != nil {
+		return -1, fmt.Errorf("making an id: %w", err)
+	}
+	running := &execution{engine: e, container: found.ID, mark: hex.EncodeToString(mark), spec: spec}
+	code, err := running.run(ctx)
+	return code, hidden(err, spec.Environment)
+}
+
+// execution is one exec.
+type execution struct {
+	engine    *Engine
+	container string
+	id        string
+	mark      string
+	spec      engine.ExecSpec
+}
+
+func (x *execution) run(ctx context.Context) (int, error) {
+	environment := map[string]string{}
+	if x.spec.TTY {
+		environment["TERM"] = "xterm-256color"
+	}
+	for name, value := range x.spec.Environment {
+		environment[name] = value
+	}
+	environment[execMarker] = x.mark
+	made, err := x.engine.client.ContainerExecCreate(ctx, x.container, container.ExecOptions{
+		Tty: x.spec.TTY, AttachStdin: x.spec.Stdin != nil, AttachStdout: true, AttachStderr: true,
+		Env: engine.EnvironmentList(environment), WorkingDir: workspacePath, Cmd: x.spec.Command,
+	})
+	if err != nil {
+		if errdefs.IsConflict(err) {
+			return -1, fmt.Errorf("%w: %w", engine.ErrNotRunning, err)
+		}
+		return -1, mapError("making an exec", err)
+	}
+	x.id = made.ID
+	attached, err := x.engine.client.ContainerExecAttach(ctx, x.id, container.ExecAttachOptions{Tty: x.spec.TTY})
+	if err != nil {
+		if ctx.Err() != nil { // the engine may have had the request
+			return -1, x.killAfter(ctx)
+		}
+		if code, ok := x.codeOfFailedStart(ctx, err); ok {
+			return code, nil
+		}
+		return -1, mapError("starting an exec", err)
+	}
+	defer attached.Close()
+	return x.follow(ctx, attached)
+}
+
+// codeOfFailedStart turns the engine's refusal to start a program into the code that a shell would give. Newer engines
+// answer so, older ones write it to the output and set the code themselves.
+func (x *execution) codeOfFailedStart(ctx context.Context, cause error) (int, bool) {
+	if ctx.Err() != nil {
+		return 0, false
+	}
+	state, err := x.engine.client.ContainerExecInspect(ctx, x.id)
+	if err != nil || state.Running || (state.ExitCode != 126 && state.ExitCode != 127) {
+		return 0, false
+	}
+	to := x.spec.Stderr
+	if x.spec.TTY || to == nil {
+		to = x.spec.Stdout
+	}
+	if to != nil {
+		fmt.Fprintf(to, "holdfast: %s\n", engine.Redact(cause.Error(), x.spec.Environment))
+	}
+	return state.ExitCode, true
+}
+
+func (x *execution) follow(ctx context.Context, attached types.HijackedResponse) (int, error) {
+	copied := make(chan error, 1)
+	go func() { copied <- x.copyOutput(attached) }()
+	if x.spec.Stdin != nil {
+		go func() {
+			// A command that does not read its input is no failure.
+			_, _ = io.Copy(attached.Conn, x.spec.Stdin)
+			if !x.spec.TTY { // a terminal's input does not end, its user types ^D
+				_ = attached.CloseWrite()
+			}
+		}()
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	if x.spec.Resize != nil && x.spec.TTY {
+		go x.resize(ctx, ended)
+	}
+	state, err := x.wait(ctx, copied, attached)
+	if ctx.Err() != nil {
+		return -1, x.killAfter(ctx)
+	}
+	if err != nil {
+		return -1, err
+	}
+	return state.ExitCode, nil
+}
+
+// startLimit is how long an exec may take from the request to its first process.
+const startLimit = 10 * time.Second
+
+// begun says whether the exec ever ran: the engine answers an attach before it starts the process, and describes an exec
+// that is about to start like one that ended with 0. One that could not be started has a code and no pid.
+func begun(state container.ExecInspect) bool {
+	return state.Running || state.Pid != 0 || state.ExitCode != 0
+}
+
+// wait waits until the command ended. The end of its output is a hint only: it can close it early or leave it open.
+func (x *execution) wait(ctx context.Context, copied <-chan error, attached types.HijackedResponse) (container.ExecInspect, error) {
+	var failed error
+	output := copied
+	var silent time.Time // when the output ended
+	for interval := 20 * time.Millisecond; ; interval = min(interval*3/2, time.Second) {
+		state, err := x.engine.client.ContainerExecInspect(ctx, x.id)
+		if err != nil {
+			if errdefs.IsNotFound(err) {
+				return state, fmt.Errorf("%w: it ended during the command", engine.ErrNotRunning)
+			}
+			return state, mapError("asking for the exec", err)
+		}
+		if begun(state) && !state.Running || output == nil && !state.Running && time.Since(silent) > startLimit {
+			if output != nil {
+				select {
+				case failed = <-output:
+				case <-time.After(outputGrace):
+					attached.Close()
+					<-output //nolint:errcheck // it was cut off
+				case <-ctx.Done():
+				}
+			}
+			return state, x.checkContainer(ctx, state, failed)
+		}
+		timer := time.NewTimer(interval)
+		select {
+		case failed = <-output:
+			output, silent = nil, time.Now()
+			interval = time.Millisecond // it most likely ended
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return state, ctx.Err()
+		}
+		timer.Stop()
+	}
+}
+
+// checkContainer tells a command that was killed because the container ended from one that ended itself.
+func (x *execution) checkContainer(ctx context.Context, state container.ExecInspect, failed error) error {
+	if state.ExitCode == 137 || failed != nil {
+		found, err := x.engine.inspect(ctx, x.container)
+		if err == nil && !found.State.Running {
+			return fmt.Errorf("%w: it ended during the command", engine.ErrNotRunning)
+		}
+	}
+	return failed
+}
+
+// killAfter kills the command when the context is over: it must not go on, and ending it takes its own time.
+func (x *execution) killAfter(ctx context.Context) error {
+	killing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	if err := x.kill(killing); err != nil {
+		return fmt.Errorf("the command may still run: %w: %w", err, context.Cause(ctx))
+	}
+	return fmt.Errorf("the command was killed: %w", context.Cause(ctx))
+}
+
+func (x *execution) copyOutput(attached types.HijackedResponse) error {
+	out, errs := x.spec.Stdout, x.spec.Stderr
+	if out == nil {
+		out = io.Discard
+	}
+	if errs == nil {
+		errs = io.Discard
+	}
+	var err error
+	if x.spec.TTY {
+		_, err = io.Copy(out, attached.Reader)
+	} else {
+		_, err = stdcopy.StdCopy(out, errs, attached.Reader)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("passing on the command's output: %w", err)
+	}
+	return nil
+}
+
+func (x *execution) resize(ctx context.Context, ended <-chan struct{}) {
+	for {
+		select {
+		case size, ok := <-x.spec.Resize:
+			if !ok {
+				return
+			}
+			// The command may just have ended; and a wrong size is no reason to end it.
+			err := x.engine.client.ContainerExecResize(ctx, x.id, container.ResizeOptions{Height: uint(size.Rows), Width: uint(size.Columns)})
+			if err != nil && ctx.Err() == nil {
+				x.engine.options.Logger.DebugContext(ctx, "resizing a terminal", "error", err.Error())
+			}
+		case <-ctx.Done():
+			return
+		case <-ended:
+			return
+		}
+	}
+}
+
+// kill ends the command with another exec, inside its own namespaces.
+func (x *execution) kill(ctx context.Context) error {
+	state, err := x.engine.client.ContainerExecInspect(ctx, x.id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return mapError("asking for the exec", err)
+	}
+	// What is just about to start would not be found yet.
+	for deadline := time.Now().Add(startLimit / 3); !begun(state) && time.Now().Before(deadline); {
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+		if state, err = x.engine.client.ContainerExecInspect(ctx, x.id); err != nil {
+			return mapError("asking for the exec", err)
+		}
+	}
+	found, err := x.engine.inspect(ctx, x.container)
+	if errors.Is(err, engine.ErrNotFound) || (err == nil && !found.State.Running) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	killer := &execution{engine: x.engine, container: x.container, mark: "killer", spec: engine.ExecSpec{
+		Command: []string{"/bin/sh", "-c", killScript, "holdfast", x.mark}, Stdout: &out, Stderr: &out,
+	}}
+	code, err := killer.run(ctx)
+	if err != nil {
+		return fmt.Errorf("killing the command: %w", err)
+	}
+	for range 20 {
+		if state, err = x.engine.client.ContainerExecInspect(ctx, x.id); err != nil || !state.Running {
+			break
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			break
+		}
+	}
+	if code != 0 || (err == nil && state.Running) {
+		return fmt.Errorf("killing the command: code %d, %s", code, strings.TrimSpace(out.String()))
+	}
+	return nil
+}

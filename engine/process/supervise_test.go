@@ -1,0 +1,448 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"holdfast/engine"
+)
+
+// newTestEngine makes an engine and removes whatever it still has at the end.
+func newTestEngine(t *testing.T, options Options) *Engine {
+	t.Helper()
+	if options.Root == "" {
+		options.Root = t.TempDir()
+	}
+	e, err := New(options)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		list, err := e.List(ctx, nil)
+		require.NoError(t, err)
+		for _, one := range list {
+			require.NoError(t, e.Stop(ctx, one.ID, 0))
+			require.NoError(t, e.Remove(ctx, one.ID))
+		}
+	})
+	return e
+}
+
+func startTest(t *testing.T, e *Engine, spec engine.Spec) string {
+	t.Helper()
+	if spec.Name == "" {
+		mark, err := randomID()
+		require.NoError(t, err)
+		spec.Name = "test-" + mark
+	}
+	if spec.ContentDir == "" {
+		spec.ContentDir = t.TempDir()
+	}
+	id, err := e.Create(t.Context(), spec)
+	require.NoError(t, err)
+	require.NoError(t, e.Start(t.Context(), id))
+	require.NoError(t, e.Ready(t.Context(), id))
+	return id
+}
+
+func output(t *testing.T, e *Engine, id, script string) string {
+	t.Helper()
+	var out bytes.Buffer
+	code, err := e.Exec(t.Context(), id, engine.ExecSpec{Command: []string{"/bin/sh", "-c", script}, Stdout: &out, Stderr: &out})
+	require.NoError(t, err)
+	require.Zero(t, code, out.String())
+	return out.String()
+}
+
+// allModes runs a test with everything that the machine has, and without.
+func allModes(t *testing.T, test func(t *testing.T, options Options)) {
+	for name, options := range map[string]Options{
+		"full": {}, "without namespaces": {NoNamespaces: true}, "without cgroups": {NoCgroups: true}, "bare": {NoNamespaces: true, NoCgroups: true},
+	} {
+		t.Run(name, func(t *testing.T) { test(t, options) })
+	}
+}
+
+// TestAgentKilled kills an agent with SIGKILL: its workspace goes on, and the next agent finds it, uses it and stops it.
+func TestAgentKilled(t *testing.T) {
+	allModes(t, func(t *testing.T, options Options) {
+		options.Root = t.TempDir()
+		content := t.TempDir()
+		request, err := json.Marshal(agentRequest{Root: options.Root, NoNamespaces: options.NoNamespaces, NoCgroups: options.NoCgroups, Content: content})
+		require.NoError(t, err)
+		agent := exec.Command("/proc/self/exe", "test-agent", string(request))
+		agent.Env = append(os.Environ(), "AGENT_SECRET=planted-in-the-agent")
+		var out bytes.Buffer
+		agent.Stdout, agent.Stderr = &out, &out
+		err = agent.Run()
+		var killed *exec.ExitError
+		require.ErrorAs(t, err, &killed, out.String())
+		require.Equal(t, syscall.SIGKILL, killed.Sys().(syscall.WaitStatus).Signal(), out.String())
+
+		e := newTestEngine(t, options)
+		list, err := e.List(t.Context(), map[string]string{engine.LabelWorkspace: "w"})
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		require.Equal(t, engine.StatusRunning, list[0].Status)
+		id := list[0].ID
+		size := func() int64 {
+			info, err := os.Stat(filepath.Join(content, "ticks"))
+			if err != nil {
+				return 0
+			}
+			return info.Size()
+		}
+		then := size()
+		require.Eventually(t, func() bool { return size() > then }, 10*time.Second, 10*time.Millisecond, "it works on without an agent")
+		require.NoError(t, e.Ready(t.Context(), id))
+		require.Contains(t, output(t, e, id, "cat ticks"), "tick")
+		require.NotContains(t, output(t, e, id, "env"), "planted")
+		var logged bytes.Buffer
+		require.NoError(t, e.Logs(t.Context(), id, engine.LogOptions{Tail: 1}, &logged))
+		require.Equal(t, "said\n", logged.String())
+		require.NoError(t, e.Start(t.Context(), id), "it runs already")
+		require.NoError(t, e.Stop(t.Context(), id, 10*time.Second))
+		seen, err := e.Inspect(t.Context(), id)
+		require.NoError(t, err)
+		require.Equal(t, engine.StatusExited, seen.Status)
+		require.Zero(t, seen.ExitCode)
+	})
+}
+
+type agentRequest struct {
+	Root                    string
+	NoNamespaces, NoCgroups bool
+	Content                 string
+}
+
+// TestKilledSupervisor kills the supervisor or the init from outside, as the kernel does when memory is short.
+func TestKilledSupervisor(t *testing.T) {
+	allModes(t, func(t *testing.T, options Options) {
+		for _, victim := range []string{"supervisor", "init", "both"} {
+			e := newTestEngine(t, options)
+			mark := strconv.FormatInt(time.Now().UnixNano(), 10)
+			id := startTest(t, e, engine.Spec{Command: []string{"/bin/sh", "-c", "(setsid sleep " + mark + " &) ; exec sleep " + mark}})
+			require.Eventually(t, func() bool { return countProcesses(mark) == 2 }, 10*time.Second, 10*time.Millisecond)
+			found, err := e.load(id)
+			require.NoError(t, err)
+			if victim != "init" {
+				require.NoError(t, found.run.Supervisor.signal(unix.SIGKILL))
+			}
+			if victim != "supervisor" {
+				require.NoError(t, found.run.Init.signal(unix.SIGKILL))
+			}
+			require.Eventually(t, func() bool {
+				seen, err := e.Inspect(t.Context(), id)
+				return err == nil && seen.Status == engine.StatusExited && seen.ExitCode == 137
+			}, 10*time.Second, 10*time.Millisecond, victim)
+			require.ErrorIs(t, e.Ready(t.Context(), id), engine.ErrNotRunning)
+			require.NoError(t, e.Stop(t.Context(), id, time.Second))
+			require.Zero(t, countProcesses(mark), "%s: strays are gone after Stop", victim)
+			require.NoError(t, e.Start(t.Context(), id), "it can be started again")
+			require.NoError(t, e.Ready(t.Context(), id))
+			require.NoError(t, e.Stop(t.Context(), id, 0))
+			require.NoError(t, e.Remove(t.Context(), id))
+			require.Zero(t, countProcesses(mark))
+		}
+	})
+}
+
+func countProcesses(text string) int {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return -1
+	}
+	count := 0
+	for _, entry := range entries {
+		data, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
+		if err == nil && strings.HasPrefix(string(data), "sleep\x00") && strings.Contains(string(data), text) {
+			count++
+		}
+	}
+	return count
+}
+
+// TestPidReuse is a record whose process number belongs to somebody else by now: that one is never touched.
+func TestPidReuse(t *testing.T) {
+	bystander := exec.Command("sleep", "600")
+	require.NoError(t, bystander.Start())
+	defer func() {
+		require.NoError(t, bystander.Process.Kill())
+		_ = bystander.Wait()
+	}()
+	pid := bystander.Process.Pid
+	now, err := identify(pid)
+	require.NoError(t, err)
+	require.True(t, now.alive())
+	for name, stranger := range map[string]identity{
+		"another start time": {PID: pid, StartTime: now.StartTime - 1, BootID: now.BootID},
+		"another boot":       {PID: pid, StartTime: now.StartTime, BootID: "another"},
+	} {
+		require.False(t, stranger.alive(), name)
+		require.NoError(t, stranger.signal(unix.SIGKILL), name)
+	}
+	for _, pid := range []int{-1, 0, 1} {
+		require.Error(t, identity{PID: pid, BootID: bootID()}.signal(unix.SIGTERM))
+		require.False(t, identity{PID: pid, BootID: bootID()}.alive())
+		require.Error(t, cgroupSet{}.add(pid))
+	}
+	require.True(t, now.alive(), "the bystander lives")
+
+	// The same through Stop: the recorded supervisor and init are now somebody else.
+	e := newTestEngine(t, Options{})
+	id := startTest(t, e, engine.Spec{})
+	require.NoError(t, e.Stop(t.Context(), id, time.Second))
+	found, err := e.load(id)
+	require.NoError(t, err)
+	forged := *found.run
+	forged.Supervisor = identity{PID: pid, StartTime: now.StartTime - 1, BootID: now.BootID}
+	forged.Init = forged.Supervisor
+	require.NoError(t, writeJSON(filepath.Join(found.dir, runFile), forged))
+	require.NoError(t, e.Stop(t.Context(), id, 0))
+	require.NoError(t, e.Start(t.Context(), id))
+	require.True(t, now.alive())
+}
+
+// TestStartedOnce starts one instance from many places: there is one supervisor.
+func TestStartedOnce(t *testing.T) {
+	e := newTestEngine(t, Options{})
+	content := t.TempDir()
+	id, err := e.Create(t.Context(), engine.Spec{Name: "once", ContentDir: content, Command: []string{"/bin/sh", "-c", "echo x >> started; exec sleep 600"}})
+	require.NoError(t, err)
+	var group sync.WaitGroup
+	for range 8 {
+		group.Go(func() {
+			other, err := New(Options{Root: e.options.Root})
+			if err == nil {
+				err = other.Start(t.Context(), id)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	require.NoError(t, e.Ready(t.Context(), id))
+	data, err := os.ReadFile(filepath.Join(content, "started"))
+	require.NoError(t, err)
+	require.Equal(t, "x\n", string(data))
+}
+
+// TestSeparation: an instance does not get the agent's environment, nor see the engine's records (A18).
+func TestSeparation(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for a private root directory")
+	}
+	t.Setenv("AGENT_SECRET", "planted-in-the-agent")
+	e := newTestEngine(t, Options{})
+	content := filepath.Join(e.options.Root, "..", "content")
+	content, err := filepath.Abs(content)
+	require.NoError(t, err)
+	require.NoError(t, os.Mkdir(content, 0o755))
+	id := startTest(t, e, engine.Spec{ContentDir: content, Hostname: "inside", Environment: map[string]string{"MINE": "yes"}})
+	require.NotContains(t, output(t, e, id, "env; cat /proc/1/environ"), "planted")
+	require.Equal(t, "yes\n", output(t, e, id, "echo $MINE"))
+	require.Equal(t, "inside\n", output(t, e, id, "hostname"))
+	require.Empty(t, output(t, e, id, "ls -A "+e.options.Root))
+	require.Equal(t, "1\n", output(t, e, id, "for p in /proc/[0-9]*; do basename $p; done | sort -n | head -1"))
+	require.NotContains(t, output(t, e, id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"), "-test.", "the machine's processes are not seen")
+	info, err := os.Stat(filepath.Join(e.options.Root, strings.Split(id, ".")[0], specFile))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	_, err = os.Lstat("/workspace")
+	require.ErrorIs(t, err, os.ErrNotExist, "the machine's own root is as it was")
+}
+
+func TestLimits(t *testing.T) {
+	e := newTestEngine(t, Options{})
+	info, err := e.Info(t.Context())
+	require.NoError(t, err)
+	for _, note := range info.Notes {
+		if strings.Contains(note, "not enforced") {
+			t.Skip(note)
+		}
+	}
+	crowded := startTest(t, e, engine.Spec{PIDs: 100})
+	code, err := e.Exec(t.Context(), crowded, engine.ExecSpec{Command: []string{"/bin/sh", "-c", "i=0; while [ $i -lt 200 ]; do sleep 20 & i=$((i+1)); done"}})
+	require.NoError(t, err)
+	require.NotZero(t, code, "more processes than allowed")
+
+	content := t.TempDir()
+	id := startTest(t, e, engine.Spec{ContentDir: content, MemoryBytes: 64 << 20, CPUs: 0.2,
+		Command: []string{"/bin/sh", "-c", "while [ ! -e go ]; do sleep 0.05; done; dd if=/dev/zero of=/dev/null bs=200M count=1; exit 3"}})
+	before, err := e.Stats(t.Context(), id)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err = e.Exec(ctx, id, engine.ExecSpec{Command: []string{"/bin/sh", "-c", "while :; do :; done"}})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	after, err := e.Stats(t.Context(), id)
+	require.NoError(t, err)
+	require.Less(t, after.CPUSeconds-before.CPUSeconds, 0.6, "a fifth of a CPU, in about a second")
+	require.NoError(t, os.WriteFile(filepath.Join(content, "go"), nil, 0o644))
+	require.Eventually(t, func() bool {
+		seen, err := e.Inspect(t.Context(), id)
+		return err == nil && seen.Status == engine.StatusExited && seen.OOMKilled
+	}, 30*time.Second, 20*time.Millisecond, "more memory than allowed")
+}
+
+func TestCgroupsAreRemoved(t *testing.T) {
+	e := newTestEngine(t, Options{})
+	id := startTest(t, e, engine.Spec{})
+	found, err := e.load(id)
+	require.NoError(t, err)
+	if len(found.run.Cgroups) == 0 {
+		t.Skip("no cgroup may be made here")
+	}
+	for _, dir := range found.run.Cgroups {
+		require.DirExists(t, dir)
+	}
+	require.NoError(t, e.Stop(t.Context(), id, time.Second))
+	for _, dir := range found.run.Cgroups {
+		require.NoDirExists(t, dir)
+	}
+}
+
+func TestRecords(t *testing.T) {
+	e := newTestEngine(t, Options{})
+	_, err := e.PrepareImage(t.Context(), "debian:12", nil)
+	require.ErrorIs(t, err, engine.ErrImageNotFound)
+	require.ErrorContains(t, err, "--engine docker")
+	inside := filepath.Join(e.options.Root, "name", "content")
+	require.NoError(t, os.MkdirAll(inside, 0o755))
+	for _, content := range []string{inside, e.options.Root, filepath.Dir(e.options.Root)} {
+		_, err = e.Create(t.Context(), engine.Spec{Name: "name", ContentDir: content})
+		require.ErrorIs(t, err, engine.ErrInvalid, "content and records must not lie in one another: %s", content)
+	}
+	require.NoError(t, os.RemoveAll(filepath.Join(e.options.Root, "name")))
+
+	good, err := e.Create(t.Context(), engine.Spec{Name: "good", ContentDir: t.TempDir()})
+	require.NoError(t, err)
+	bad, err := e.Create(t.Context(), engine.Spec{Name: "bad", ContentDir: t.TempDir()})
+	require.NoError(t, err)
+	path := filepath.Join(e.options.Root, "bad", specFile)
+	kept, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, []byte(`{"spec":{"Environment":{"S":"planted`), 0o600))
+	list, err := e.List(t.Context(), nil)
+	require.ErrorContains(t, err, "damaged")
+	require.NotContains(t, err.Error(), "planted")
+	require.Len(t, list, 1)
+	require.Equal(t, good, list[0].ID)
+	_, err = e.Create(t.Context(), engine.Spec{Name: "bad", ContentDir: t.TempDir()})
+	require.Error(t, err)
+	require.NotErrorIs(t, err, engine.ErrConflict)
+	require.NoError(t, os.WriteFile(path, kept, 0o600))
+
+	// An id of a removed instance does not find the new one of the same name.
+	require.NoError(t, e.Remove(t.Context(), bad))
+	again, err := e.Create(t.Context(), engine.Spec{Name: "bad", ContentDir: t.TempDir()})
+	require.NoError(t, err)
+	require.NotEqual(t, bad, again)
+	_, err = e.Inspect(t.Context(), bad)
+	require.ErrorIs(t, err, engine.ErrNotFound)
+
+	// Something strange in the directory is not deleted.
+	strange := filepath.Join(e.options.Root, "bad", rootMount, "content")
+	require.NoError(t, os.WriteFile(strange, nil, 0o600))
+	require.Error(t, e.Remove(t.Context(), again))
+	require.FileExists(t, strange)
+	require.NoError(t, os.Remove(strange))
+	require.NoError(t, e.Remove(t.Context(), again))
+}
+
+func TestOutputIsBounded(t *testing.T) {
+	e := newTestEngine(t, Options{LogBytes: 64 << 10})
+	id := startTest(t, e, engine.Spec{Command: []string{"/bin/sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line-$i; i=$((i+1)); done; echo the end; exec sleep 600"}})
+	var out bytes.Buffer
+	require.Eventually(t, func() bool {
+		out.Reset()
+		return e.Logs(t.Context(), id, engine.LogOptions{}, &out) == nil && strings.HasSuffix(out.String(), "the end\n")
+	}, 20*time.Second, 50*time.Millisecond)
+	require.Less(t, out.Len(), 80<<10)
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	require.Greater(t, len(lines), 1000)
+	for i, line := range lines[:len(lines)-1] {
+		require.Equal(t, fmt.Sprintf("line-%d", 20000-len(lines)+1+i), line, "no line is broken or missing")
+	}
+	found, err := e.load(id)
+	require.NoError(t, err)
+	var size int64
+	for _, name := range []string{outputFile, oldOutputFile} {
+		info, err := os.Stat(filepath.Join(found.dir, name))
+		require.NoError(t, err)
+		size += info.Size()
+	}
+	require.LessOrEqual(t, size, int64(80<<10))
+	out.Reset()
+	require.NoError(t, e.Logs(t.Context(), id, engine.LogOptions{Tail: 2}, &out))
+	require.Equal(t, "line-19999\nthe end\n", out.String())
+}
+
+func TestParseStat(t *testing.T) {
+	data, err := os.ReadFile("/proc/self/stat")
+	require.NoError(t, err)
+	got, err := parseStat(data)
+	require.NoError(t, err)
+	require.Equal(t, os.Getpid(), got.pid)
+	require.Equal(t, os.Getppid(), got.parent)
+	got, err = parseStat([]byte("12 (a) b) (c) S 7 12 9 0 -1 0 0 0 0 0 5 6 7 8 20 0 3 0 4242 0 99 0\n"))
+	require.NoError(t, err)
+	require.Equal(t, stat{pid: 12, parent: 7, session: 9, state: 'S', ticks: 26, startTime: 4242, residentPages: 99, threads: 3}, got)
+}
+
+func FuzzParseStat(f *testing.F) {
+	f.Add([]byte("12 (a) b) (c) S 7 12 9 0 -1 0 0 0 0 0 5 6 7 8 20 0 3 0 4242 0 99 0\n"))
+	f.Add([]byte("(x) S"))
+	f.Add([]byte(") ("))
+	f.Fuzz(func(_ *testing.T, data []byte) { _, _ = parseStat(data) })
+}
+
+func TestLastLines(t *testing.T) {
+	for _, test := range []struct {
+		in   string
+		n    int
+		want string
+	}{{"a\nb\nc\n", 2, "b\nc\n"}, {"a\nb\nc", 1, "c"}, {"a\n", 5, "a\n"}, {"", 1, ""}, {"a\nb\n", 0, "a\nb\n"}, {"\n\n", 1, "\n"}} {
+		require.Equal(t, test.want, string(lastLines([]byte(test.in), test.n)), "%q %d", test.in, test.n)
+	}
+}
+
+// AgentMain is the agent that TestAgentKilled kills: it starts an instance, and dies by its own SIGKILL at the worst time it
+// can choose, right after it knows that the instance runs.
+func AgentMain(argument string) int {
+	var request agentRequest
+	if err := json.Unmarshal([]byte(argument), &request); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	e, err := New(Options{Root: request.Root, NoNamespaces: request.NoNamespaces, NoCgroups: request.NoCgroups})
+	if err == nil {
+		var id string
+		id, err = e.Create(context.Background(), engine.Spec{Name: "survivor", ContentDir: request.Content, Labels: map[string]string{engine.LabelWorkspace: "w"},
+			Command: []string{"/bin/sh", "-c", "trap 'exit 0' TERM; while :; do echo tick >> ticks; echo said; sleep 0.02; done"}})
+		if err == nil {
+			err = e.Start(context.Background(), id)
+		}
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
+}

@@ -1,0 +1,387 @@
+package workflows_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/testsuite"
+
+	"holdfast/workflows"
+	"holdfast/workspace"
+)
+
+// world is a pretended fleet: two nodes, a catalog, content. It keeps account of what exists, so that tests can say at
+// every step whether a full copy does.
+type world struct {
+	t           *testing.T
+	environment *testsuite.TestWorkflowEnvironment
+
+	// mutex guards what follows: an activity that was cancelled with the workflow may still be running when that has ended.
+	mutex sync.Mutex
+	over  bool
+
+	// fail, when set, may make an activity fail; it is asked before the activity does anything.
+	fail func(activity string, attempt int) error
+	// after is called when an activity has done its work; an error loses its result.
+	after func(activity string, attempt int) error
+
+	attempts map[string]int
+	calls    []string
+
+	records  map[uint64]workspace.InstanceRecord
+	commits  []workspace.Commit
+	content  map[string]string // <node>/<token> -> what it holds
+	started  map[string]bool
+	placed   map[workspace.Placed]bool
+	versions map[string]string // snapshot -> content
+	owed     []string
+	omitted  int64
+	heads    *workspace.ReadHeadResult
+	next     int
+	violated []string
+	// newestContent is what the person last had: it must exist somewhere at every step.
+	newestContent string
+}
+
+const nodeOne, nodeTwo = "node-1", "node-2"
+
+func newWorld(t *testing.T) *world {
+	var suite testsuite.WorkflowTestSuite
+	w := emptyWorld(t)
+	w.environment = suite.NewTestWorkflowEnvironment()
+	w.environment.SetTestTimeout(30 * time.Second)
+	workflows.Register(w.environment)
+	w.register(w.environment)
+	return w
+}
+
+// emptyWorld is a world whose activities are for any worker.
+func emptyWorld(t *testing.T) *world {
+	return &world{
+		t: t, attempts: map[string]int{},
+		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{},
+	}
+}
+
+func place(target workspace.Target) string { return fmt.Sprintf("%s/%d", target.Node, target.Token) }
+
+// do runs an activity's effect between fail and after, and checks the invariant of all: content that has ever been
+// there is on a node or in a committed snapshot.
+func do[R any](w *world, name string, effect func() (R, error)) (R, error) {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	if w.over {
+		return *new(R), errors.New("the test is over")
+	}
+	w.attempts[name]++
+	attempt := w.attempts[name]
+	w.calls = append(w.calls, name)
+	var zero R
+	if w.fail != nil {
+		if err := w.fail(name, attempt); err != nil {
+			return zero, err
+		}
+	}
+	result, err := effect()
+	if !w.fullCopy() {
+		w.violated = append(w.violated, fmt.Sprintf("after %s (call %d) no full copy of %q exists: nodes hold %v, commits are %v", name, len(w.calls), w.newestContent, w.content, w.commits))
+	}
+	if err == nil && w.after != nil {
+		if err := w.after(name, attempt); err != nil {
+			return zero, err
+		}
+	}
+	return result, err
+}
+
+// fullCopy says whether what the person last had exists on a node or in a committed snapshot (A1).
+func (w *world) fullCopy() bool {
+	if w.newestContent == "" {
+		return true
+	}
+	for _, held := range w.content {
+		if held == w.newestContent {
+			return true
+		}
+	}
+	for _, commit := range w.commits {
+		if w.versions[commit.Snapshot] == w.newestContent {
+			return true
+		}
+	}
+	return false
+}
+
+func permanent(kind workspace.ErrorType, message string) error {
+	return temporal.NewNonRetryableApplicationError(message, string(kind), nil)
+}
+
+// activityRegistry is a worker or the test environment.
+type activityRegistry interface {
+	RegisterActivityWithOptions(function any, options activity.RegisterOptions)
+}
+
+func (w *world) register(registry activityRegistry) {
+	add := func(name string, function any) {
+		registry.RegisterActivityWithOptions(function, activity.RegisterOptions{Name: name})
+	}
+	add(workspace.ActivityReadHead, func(context.Context, workspace.ReadHeadInput) (workspace.ReadHeadResult, error) {
+		return do(w, workspace.ActivityReadHead, func() (workspace.ReadHeadResult, error) {
+			if w.heads != nil {
+				return *w.heads, nil
+			}
+			return w.readHead("gs://a", "file:///b"), nil
+		})
+	})
+	add(workspace.ActivityPlace, func(_ context.Context, input workspace.PlaceInput) (workspace.PlaceResult, error) {
+		return do(w, workspace.ActivityPlace, func() (workspace.PlaceResult, error) {
+			for _, node := range []string{nodeOne, nodeTwo} {
+				excluded := strings.Contains(strings.Join(input.Exclude, " "), node)
+				if !excluded && (input.Only == "" || input.Only == node) {
+					return workspace.PlaceResult{Node: node, Recipient: "age1" + node}, nil
+				}
+			}
+			return workspace.PlaceResult{}, permanent(workspace.ErrorNoNode, "no node is left")
+		})
+	})
+	add(workspace.ActivitySeal, func(_ context.Context, input workspace.SealInput) (workspace.SealResult, error) {
+		return do(w, workspace.ActivitySeal, func() (workspace.SealResult, error) {
+			return workspace.SealResult{Password: []byte("sealed to " + input.Node)}, nil
+		})
+	})
+	add(workspace.ActivityRecordInstance, func(_ context.Context, record workspace.InstanceRecord) error {
+		_, err := do(w, workspace.ActivityRecordInstance, func() (any, error) {
+			if there, ok := w.records[record.Token]; ok && there.Node != record.Node {
+				return nil, permanent(workspace.ErrorConflict, "this token has been used")
+			}
+			w.records[record.Token] = record
+			if record.Node != "" {
+				w.placed[workspace.Placed{Node: record.Node, Token: record.Token}] = true
+			}
+			return nil, nil
+		})
+		return err
+	})
+	add(workspace.ActivityReleasePlacement, func(_ context.Context, input workspace.ReleasePlacementInput) error {
+		_, err := do(w, workspace.ActivityReleasePlacement, func() (any, error) {
+			delete(w.placed, workspace.Placed{Node: input.Node, Token: input.Token})
+			return nil, nil
+		})
+		return err
+	})
+	add(workspace.ActivityRecordDeleted, func(context.Context, workspace.RecordDeletedInput) error {
+		_, err := do(w, workspace.ActivityRecordDeleted, func() (any, error) { return nil, nil })
+		return err
+	})
+	add(workspace.ActivityPrepareImage, func(_ context.Context, input workspace.PrepareImageInput) (workspace.PrepareImageResult, error) {
+		return do(w, workspace.ActivityPrepareImage, func() (workspace.PrepareImageResult, error) {
+			return workspace.PrepareImageResult{Reference: "image:" + input.Image}, nil
+		})
+	})
+	add(workspace.ActivityPrepareContent, func(_ context.Context, input workspace.PrepareContentInput) (workspace.PrepareContentResult, error) {
+		return do(w, workspace.ActivityPrepareContent, func() (workspace.PrepareContentResult, error) { return w.prepareContent(input) })
+	})
+	add(workspace.ActivityStartInstance, func(_ context.Context, input workspace.StartInstanceInput) (workspace.StartInstanceResult, error) {
+		return do(w, workspace.ActivityStartInstance, func() (workspace.StartInstanceResult, error) {
+			w.started[place(input.Target)] = true
+			w.content[place(input.Target)] += "+"
+			w.newestContent = w.content[place(input.Target)]
+			return workspace.StartInstanceResult{Container: "container"}, nil
+		})
+	})
+	add(workspace.ActivityStopInstance, func(context.Context, workspace.StopInstanceInput) error {
+		_, err := do(w, workspace.ActivityStopInstance, func() (any, error) { return nil, nil })
+		return err
+	})
+	add(workspace.ActivityBackup, func(_ context.Context, input workspace.BackupInput) (workspace.BackupResult, error) {
+		return do(w, workspace.ActivityBackup, func() (workspace.BackupResult, error) {
+			w.next++
+			id := fmt.Sprintf("%064d", w.next)
+			held, ok := w.content[place(input.Target)]
+			if !ok {
+				return workspace.BackupResult{}, permanent(workspace.ErrorContentMissing, "no content")
+			}
+			w.versions[id] = held
+			return workspace.BackupResult{
+				Backup: workspace.Backup{Snapshot: id, Files: 1, Omitted: w.omitted}, Time: time.Unix(1000, 0).UTC(), StatDigest: "digest of " + held,
+			}, nil
+		})
+	})
+	add(workspace.ActivityVerify, func(context.Context, workspace.VerifyInput) (workspace.VerifyResult, error) {
+		return do(w, workspace.ActivityVerify, func() (workspace.VerifyResult, error) {
+			return workspace.VerifyResult{Whole: []string{"gs://a"}, Owed: w.owed}, nil
+		})
+	})
+	add(workspace.ActivityCommit, func(_ context.Context, input workspace.CommitInput) error {
+		_, err := do(w, workspace.ActivityCommit, func() (any, error) { return nil, w.commit(input.Commit) })
+		return err
+	})
+	add(workspace.ActivityRepair, func(context.Context, workspace.RepairInput) (workspace.RepairResult, error) {
+		return do(w, workspace.ActivityRepair, func() (workspace.RepairResult, error) {
+			w.owed = nil
+			return workspace.RepairResult{}, nil
+		})
+	})
+	add(workspace.ActivityRemoveInstance, func(_ context.Context, input workspace.RemoveInstanceInput) error {
+		_, err := do(w, workspace.ActivityRemoveInstance, func() (any, error) {
+			held, ok := w.content[place(input.Target)]
+			if ok && w.versions[input.Snapshot] != held {
+				w.violated = append(w.violated, fmt.Sprintf("removal of %q asked with a snapshot of %q", held, w.versions[input.Snapshot]))
+			}
+			if ok && !w.committed(input.Snapshot) {
+				w.violated = append(w.violated, "removal asked without a commit")
+			}
+			delete(w.content, place(input.Target))
+			return nil, nil
+		})
+		return err
+	})
+	add(workspace.ActivityDiscardInstance, func(_ context.Context, input workspace.DiscardInstanceInput) error {
+		_, err := do(w, workspace.ActivityDiscardInstance, func() (any, error) {
+			if w.started[place(input.Target)] && input.DiscardData == "" {
+				return nil, permanent(workspace.ErrorRefused, "it may have run")
+			}
+			delete(w.content, place(input.Target))
+			return nil, nil
+		})
+		return err
+	})
+}
+
+func (w *world) prepareContent(input workspace.PrepareContentInput) (workspace.PrepareContentResult, error) {
+	at := place(input.Target)
+	if _, ok := w.content[at]; ok {
+		return workspace.PrepareContentResult{}, nil
+	}
+	if input.Adopt != 0 {
+		for token := input.Target.Token - 1; token >= input.Adopt; token-- {
+			older := fmt.Sprintf("%s/%d", input.Target.Node, token)
+			if held, ok := w.content[older]; ok {
+				delete(w.content, older)
+				w.content[at] = held
+				w.started[at] = w.started[older]
+				return workspace.PrepareContentResult{}, nil
+			}
+		}
+		return workspace.PrepareContentResult{}, permanent(workspace.ErrorContentMissing, "nothing to adopt")
+	}
+	if input.Snapshot != "" {
+		held, ok := w.versions[input.Snapshot]
+		if !ok {
+			return workspace.PrepareContentResult{}, permanent(workspace.ErrorSnapshotMissing, "no such snapshot")
+		}
+		w.content[at] = held
+		return workspace.PrepareContentResult{Restored: &workspace.Restore{Snapshot: input.Snapshot}}, nil
+	}
+	w.content[at] = "first"
+	return workspace.PrepareContentResult{}, nil
+}
+
+func (w *world) newest() uint64 {
+	var newest uint64
+	for token := range w.records {
+		newest = max(newest, token)
+	}
+	return newest
+}
+
+func (w *world) commit(commit workspace.Commit) error {
+	if commit.Token != w.newest() {
+		return permanent(workspace.ErrorStaleToken, "a newer instance has been recorded")
+	}
+	for _, there := range w.commits {
+		if there.Token == commit.Token && there.Sequence == commit.Sequence {
+			if there.Snapshot != commit.Snapshot {
+				return permanent(workspace.ErrorConflict, "another commit is there")
+			}
+			return nil
+		}
+	}
+	w.commits = append(w.commits, commit)
+	return nil
+}
+
+func (w *world) committed(snapshot string) bool {
+	for _, commit := range w.commits {
+		if commit.Snapshot == snapshot {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *world) readHead(providers ...string) workspace.ReadHeadResult {
+	answer := workspace.ProviderHead{Token: w.newest()}
+	for i := range w.commits {
+		if w.commits[i].Token == answer.Token && w.commits[i].Newer(answer.Head) {
+			answer.Head = &w.commits[i]
+		}
+	}
+	if answer.Head == nil {
+		answer.Base = w.records[answer.Token].Base
+	}
+	var result workspace.ReadHeadResult
+	for _, provider := range providers {
+		answer.Provider = provider
+		result.Providers = append(result.Providers, answer)
+	}
+	return result
+}
+
+// ask sends an update at a time and records its rejection, if any.
+func (w *world) ask(at time.Duration, update string, request any) *error {
+	rejected := new(error)
+	*rejected = errors.New("was never asked")
+	w.environment.RegisterDelayedCallback(func() {
+		w.environment.UpdateWorkflow(update, fmt.Sprintf("%s-%s", update, at), &testsuite.TestUpdateCallback{
+			OnAccept:   func() { *rejected = nil },
+			OnReject:   func(err error) { *rejected = err },
+			OnComplete: func(any, error) {},
+		}, request)
+	}, at)
+	return rejected
+}
+
+func (w *world) state() workspace.State {
+	w.t.Helper()
+	value, err := w.environment.QueryWorkflow(workspace.QueryState)
+	require.NoError(w.t, err)
+	var state workspace.State
+	require.NoError(w.t, value.Get(&state))
+	return state
+}
+
+// look takes the state at a time.
+func (w *world) look(at time.Duration) *workspace.State {
+	state := new(workspace.State)
+	w.environment.RegisterDelayedCallback(func() { *state = w.state() }, at)
+	return state
+}
+
+// run runs the workflow until the given time, when it is cancelled.
+func (w *world) run(until time.Duration) {
+	w.environment.RegisterDelayedCallback(w.environment.CancelWorkflow, until)
+	w.environment.ExecuteWorkflow(workspace.WorkspaceWorkflow, workspace.Input{Name: "atlas", Owner: "ada"})
+	require.True(w.t, w.environment.IsWorkflowCompleted())
+	w.end()
+	require.Empty(w.t, w.violated)
+}
+
+// end lets the test look at what was done.
+func (w *world) end() {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	w.over = true
+}
+
+func start() workspace.StartRequest {
+	return workspace.StartRequest{Subject: "ada", Spec: &workspace.Spec{}}
+}

@@ -1,0 +1,138 @@
+package workflows_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/temporal"
+
+	"holdfast/workspace"
+)
+
+// everyError is the closed list, an untyped (transient) error that stays, and a dead node.
+func everyError() map[string]error {
+	all := map[string]error{
+		"transient": errors.New("connection reset by peer"),
+		"dead node": temporal.NewHeartbeatTimeoutError(workspace.BackupCheckpoint{Files: 3}),
+	}
+	for _, kind := range []workspace.ErrorType{
+		workspace.ErrorInvalid, workspace.ErrorNotFound, workspace.ErrorConflict, workspace.ErrorStaleToken, workspace.ErrorNodeFull,
+		workspace.ErrorNoNode, workspace.ErrorImageNotFound, workspace.ErrorImageDenied, workspace.ErrorStartFailed,
+		workspace.ErrorStoreMissing, workspace.ErrorStoreDenied, workspace.ErrorStoreFull, workspace.ErrorWrongKey, workspace.ErrorDamaged,
+		workspace.ErrorSnapshotMissing, workspace.ErrorContentMissing, workspace.ErrorContentForeign, workspace.ErrorContentChanged,
+		workspace.ErrorDiskFull, workspace.ErrorUploadMissing, workspace.ErrorSource, workspace.ErrorNotStored, workspace.ErrorOmissions,
+		workspace.ErrorRefused,
+	} {
+		all[string(kind)] = permanent(kind, "injected "+string(kind))
+	}
+	return all
+}
+
+var everyActivity = []string{
+	workspace.ActivityReadHead, workspace.ActivityPlace, workspace.ActivitySeal, workspace.ActivityRecordInstance,
+	workspace.ActivityReleasePlacement, workspace.ActivityPrepareImage, workspace.ActivityPrepareContent, workspace.ActivityStartInstance,
+	workspace.ActivityStopInstance, workspace.ActivityBackup, workspace.ActivityVerify, workspace.ActivityCommit,
+	workspace.ActivityRepair, workspace.ActivityRemoveInstance, workspace.ActivityDiscardInstance,
+}
+
+// life starts and stops a workspace twice, and once more at the end when nothing fails any more.
+func (w *world) life() (last *workspace.State) {
+	w.ask(0, workspace.UpdateStart, start())
+	w.ask(time.Hour, workspace.UpdateStop, workspace.StopRequest{})
+	w.ask(2*time.Hour, workspace.UpdateStart, workspace.StartRequest{})
+	w.ask(3*time.Hour, workspace.UpdateStop, workspace.StopRequest{})
+	w.environment.RegisterDelayedCallback(func() { w.fail, w.after = nil, nil }, 5*time.Hour)
+	w.ask(6*time.Hour, workspace.UpdateUnstick, workspace.UnstickRequest{})
+	w.ask(7*time.Hour, workspace.UpdateStart, start())
+	last = w.look(8 * time.Hour)
+	w.run(9 * time.Hour)
+	return last
+}
+
+// A1, A10, A12, invariants 1, 3 and 8: whichever activity fails, in whichever way and at whichever call, before its work
+// or with its result lost, a full copy of what the person last had exists at every step, and when the fault is gone the
+// workspace starts with it.
+func TestEveryActivityFailingWithEveryError(t *testing.T) {
+	for _, name := range everyActivity {
+		for kind, fault := range everyError() {
+			for _, lost := range []bool{false, true} {
+				if lost && name == workspace.ActivityRemoveInstance && kind == string(workspace.ErrorContentChanged) {
+					continue // a node that has removed the content cannot find that it has changed
+				}
+				for _, from := range []int{1, 2} {
+					t.Run(fmt.Sprintf("%s/%s/lost=%t/from=%d", name, kind, lost, from), func(t *testing.T) {
+						w := newWorld(t)
+						inject := func(activity string, attempt int) error {
+							if activity == name && attempt >= from {
+								return fault
+							}
+							return nil
+						}
+						if lost {
+							w.after = inject
+						} else {
+							w.fail = inject
+						}
+						last := w.life()
+						require.Equal(t, workspace.Running, last.Phase, "%+v\nblock %+v\ncalls %v", last.Recent, last.Block, w.calls)
+						at := fmt.Sprintf("%s/%d", last.Instance.Node, last.Instance.Token)
+						require.Equal(t, w.newestContent, w.content[at], "the workspace runs with something else than the newest content")
+					})
+				}
+			}
+		}
+	}
+}
+
+// Cancelling the workflow at every call loses nothing and leaves nothing removed that is not backed up.
+func TestCancellationAtEveryAwait(t *testing.T) {
+	whole := newWorld(t)
+	whole.life()
+	for n := 1; n <= len(whole.calls); n++ {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			w := newWorld(t)
+			w.fail = func(string, int) error {
+				if len(w.calls) == n {
+					w.environment.CancelWorkflow()
+				}
+				return nil
+			}
+			w.life()
+			require.True(t, w.fullCopy())
+			require.Error(t, w.environment.GetWorkflowError())
+		})
+	}
+}
+
+// A stop may be interrupted by a start or an unstick at every call of it: the person gets the newest content back.
+func TestInterruptionAtEveryCall(t *testing.T) {
+	for _, by := range []string{workspace.UpdateStart, workspace.UpdateUnstick} {
+		for n := 1; n <= 16; n++ {
+			t.Run(fmt.Sprintf("%s/%d", by, n), func(t *testing.T) {
+				w := newWorld(t)
+				w.fail = func(string, int) error {
+					if len(w.calls) == n {
+						var request any = workspace.StartRequest{}
+						if by == workspace.UpdateUnstick {
+							request = workspace.UnstickRequest{}
+						}
+						w.ask(0, by, request)
+					}
+					return nil
+				}
+				w.ask(0, workspace.UpdateStart, start())
+				w.ask(time.Hour, workspace.UpdateStop, workspace.StopRequest{})
+				w.ask(2*time.Hour, workspace.UpdateStart, start())
+				w.ask(3*time.Hour, workspace.UpdateStart, start()) // when it was that start that was interrupted
+				last := w.look(4 * time.Hour)
+				w.run(5 * time.Hour)
+				require.Equal(t, workspace.Running, last.Phase, "%+v\n%v", last, w.calls)
+				at := fmt.Sprintf("%s/%d", last.Instance.Node, last.Instance.Token)
+				require.Equal(t, w.newestContent, w.content[at])
+			})
+		}
+	}
+}

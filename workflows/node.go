@@ -1,0 +1,188 @@
+package workflows
+
+import (
+	"errors"
+	"fmt"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"holdfast/workspace"
+)
+
+// Node grants a node's lease, one at a time, each with a higher epoch (DESIGN section 7).
+func Node(ctx workflow.Context, input workspace.NodeInput) error {
+	n := &lessor{state: workspace.NodeState{Info: workspace.NodeInfo{Name: input.Node}, Phase: workspace.NodeLost, Since: workflow.Now(ctx)}}
+	if input.State != nil {
+		n.state = *input.State
+	}
+	if err := n.setup(ctx); err != nil {
+		return err
+	}
+	return n.run(ctx)
+}
+
+type lessor struct {
+	state workspace.NodeState
+	// registered is set by a registration and cleared when a lease is offered to it.
+	registered bool
+}
+
+func (n *lessor) setup(ctx workflow.Context) error {
+	if err := workflow.SetQueryHandlerWithOptions(ctx, workspace.QueryState, func() (workspace.NodeState, error) {
+		return n.state, nil
+	}, workflow.QueryHandlerOptions{Description: "what is known about the node"}); err != nil {
+		return err
+	}
+	return workflow.SetUpdateHandlerWithOptions(ctx, workspace.UpdateRegister,
+		func(ctx workflow.Context, request workspace.RegisterRequest) (workspace.NodeState, error) {
+			n.state.Info = request.Info
+			n.registered = true
+			return n.state, nil
+		},
+		workflow.UpdateHandlerOptions{
+			Description: "an agent announces itself",
+			Validator: func(request workspace.RegisterRequest) error {
+				if err := workspace.ValidateName("node", request.Info.Name); err != nil {
+					return badInput(err)
+				}
+				if request.Info.Name != n.state.Info.Name {
+					return badInput(fmt.Errorf("node %s cannot register as %s", request.Info.Name, n.state.Info.Name))
+				}
+				if request.Info.Incarnation == "" || request.Info.Recipient == "" {
+					return badInput(errors.New("a registration needs an incarnation and a recipient"))
+				}
+				return nil
+			},
+		})
+}
+
+func (n *lessor) run(ctx workflow.Context) error {
+	taken := workflow.GetSignalChannelWithOptions(ctx, workspace.SignalLeaseTaken, workflow.SignalChannelOptions{Description: "the agent took the lease it was offered"})
+	workflow.Go(ctx, func(ctx workflow.Context) {
+		for {
+			var signal workspace.LeaseTaken
+			taken.Receive(ctx, &signal)
+			if ctx.Err() != nil {
+				return
+			}
+			// One that was sent in the last moment of a lease can be seen only after its end: a node that gave its lease
+			// back must not look ready.
+			offered := n.state.Phase == workspace.NodeOffered || n.state.Phase == workspace.NodeSuspect
+			if offered && signal.Epoch == n.state.Epoch && signal.Incarnation == n.state.Info.Incarnation {
+				n.enter(ctx, workspace.NodeReady, "")
+			}
+		}
+	})
+	var public workspace.ControlInfo
+	if err := workflow.ExecuteActivity(control(ctx, "what the control side makes public"), workspace.ActivityDescribeControl).Get(ctx, &public); err != nil {
+		return err
+	}
+	offer := n.state.Phase != workspace.NodeLost
+	for {
+		if !offer {
+			if err := workflow.Await(ctx, func() bool { return n.registered }); err != nil {
+				return err
+			}
+		}
+		incarnation := n.state.Info.Incarnation
+		outcome, err := n.lease(ctx, public.VerifyKey)
+		if err != nil {
+			return err
+		}
+		offer = false
+		switch outcome {
+		case leaseRenew:
+			offer = true
+		case leaseReleased:
+			if n.state.Info.Incarnation == incarnation {
+				n.registered = false // it announced itself again before it had the lease; now it is stopping
+			}
+			n.enter(ctx, workspace.NodeLost, "its agent was stopped")
+		case leaseTimedOut:
+			// Losing a lease is suspicion, not death: it is offered again before anything follows from it.
+			n.enter(ctx, workspace.NodeSuspect, "its lease timed out")
+			offer = true
+		case leaseNotTaken:
+			n.enter(ctx, workspace.NodeLost, "it does not take its lease")
+		case leaseSuperseded:
+			offer = true
+		}
+		if workflow.GetInfo(ctx).GetContinueAsNewSuggested() {
+			if err := workflow.Await(ctx, func() bool { return workflow.AllHandlersFinished(ctx) }); err != nil {
+				return err
+			}
+			if n.registered {
+				n.state.Phase = workspace.NodeOffered // so that the next run offers at once
+			}
+			return workflow.NewContinueAsNewError(ctx, workspace.NodeWorkflow, workspace.NodeInput{Node: n.state.Info.Name, State: &n.state})
+		}
+	}
+}
+
+type leaseOutcome int
+
+const (
+	leaseRenew leaseOutcome = iota
+	leaseReleased
+	leaseTimedOut
+	leaseNotTaken
+	leaseSuperseded
+)
+
+// lease offers the lease and waits until it ends. A registration by a new incarnation ends the one before.
+func (n *lessor) lease(ctx workflow.Context, verifyKey []byte) (leaseOutcome, error) {
+	n.state.Epoch++
+	n.registered = false
+	incarnation := n.state.Info.Incarnation
+	if n.state.Phase != workspace.NodeSuspect {
+		n.enter(ctx, workspace.NodeOffered, "")
+	}
+	leaseCtx, cancel := workflow.WithCancel(ctx)
+	defer cancel()
+	future := workflow.ExecuteActivity(workflow.WithActivityOptions(leaseCtx, workflow.ActivityOptions{
+		TaskQueue:              workspace.LeaseQueue(n.state.Info.Name),
+		ScheduleToStartTimeout: leaseOffer,
+		StartToCloseTimeout:    leaseLength,
+		HeartbeatTimeout:       leaseHeartbeat,
+		// A retry would hand the lease out again without a new epoch.
+		RetryPolicy: &temporal.RetryPolicy{MaximumAttempts: 1},
+		Summary:     fmt.Sprintf("lease %d", n.state.Epoch),
+	}), workspace.ActivityHoldLease, workspace.LeaseInput{
+		Node: n.state.Info.Name, Epoch: n.state.Epoch, Incarnation: incarnation, Timeout: leaseHeartbeat, VerifyKey: verifyKey,
+	})
+	if err := workflow.Await(ctx, func() bool {
+		return future.IsReady() || n.registered && n.state.Info.Incarnation != incarnation
+	}); err != nil {
+		return 0, err
+	}
+	if !future.IsReady() {
+		cancel() // the agent was started again: its old self holds nothing any more
+		return leaseSuperseded, nil
+	}
+	var result workspace.LeaseResult
+	err := future.Get(ctx, &result)
+	var timeout *temporal.TimeoutError
+	switch {
+	case err == nil && result.Released:
+		return leaseReleased, nil
+	case err == nil:
+		return leaseRenew, nil
+	case errors.As(err, &timeout) && timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START:
+		return leaseNotTaken, nil
+	case ctx.Err() != nil:
+		return 0, ctx.Err()
+	default:
+		return leaseTimedOut, nil
+	}
+}
+
+func (n *lessor) enter(ctx workflow.Context, phase workspace.NodePhase, reason string) {
+	if n.state.Phase == phase {
+		return
+	}
+	n.state.Phase, n.state.Reason, n.state.Since = phase, reason, workflow.Now(ctx)
+	_ = workflow.UpsertTypedSearchAttributes(ctx, attributeKind.ValueSet("node"), attributeState.ValueSet(string(phase)))
+	workflow.SetCurrentDetails(ctx, fmt.Sprintf("### node %s: %s\n- %s\n- %s engine, data port %s\n", n.state.Info.Name, phase, reason, n.state.Info.Engine, n.state.Info.Address))
+}

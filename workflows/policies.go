@@ -1,0 +1,99 @@
+package workflows
+
+import (
+	"time"
+
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"holdfast/workspace"
+)
+
+// Every timeout and retry policy is here, with its reason. They are read by workflow code: changing a duration is safe
+// for running workflows, adding or removing an activity is not.
+
+const (
+	// nodeHeartbeat is how long a node's activity may be silent. A matching service can hand a task to a poller that is
+	// no longer there, and only this rescues it, so every activity on a node's queue has it. Activities beat each 5 s.
+	nodeHeartbeat = 30 * time.Second
+
+	// nodeAnswers is how long a start waits for a node to take a task before it tries the next one. Shorter ones
+	// overshoot by seconds on a machine that is short of processors.
+	nodeAnswers = 30 * time.Second
+
+	// leaseHeartbeat, leaseOffer: DESIGN section 7. The agent fences itself 3 s before the server gives up.
+	leaseHeartbeat = 10 * time.Second
+	leaseOffer     = 15 * time.Second
+	// leaseLength renews the activity now and then, so that the workflow can continue as new.
+	leaseLength = 24 * time.Hour
+)
+
+// patient retries for ever: the cause (DNS, a store, a node) comes back some day, and until then the content stays
+// where it is. Permanent causes are not retried because their errors say so.
+var patient = temporal.RetryPolicy{
+	InitialInterval:    time.Second,
+	BackoffCoefficient: 2,
+	// Half a minute is what a person who sees the network come back is willing to wait.
+	MaximumInterval: 30 * time.Second,
+}
+
+// slowest is the longest pause of a loop that is in the workflow and therefore costs history.
+const slowest = 10 * time.Minute
+
+func control(ctx workflow.Context, summary string) workflow.Context {
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		TaskQueue: workspace.ControlQueue,
+		// One look at the catalog on every provider; a provider that hangs must not take the others' answer with it.
+		StartToCloseTimeout: time.Minute,
+		RetryPolicy:         &patient,
+		Summary:             summary,
+	})
+}
+
+// controlSoon is control for somebody who waits: it gives up after a while.
+func controlSoon(ctx workflow.Context, summary string) workflow.Context {
+	ctx = control(ctx, summary)
+	return workflow.WithScheduleToCloseTimeout(ctx, 3*time.Minute)
+}
+
+func onNode(ctx workflow.Context, node, summary string, attempt time.Duration, priority int) workflow.Context {
+	return workflow.WithActivityOptions(ctx, workflow.ActivityOptions{
+		TaskQueue:           workspace.NodeQueue(node),
+		StartToCloseTimeout: attempt,
+		HeartbeatTimeout:    nodeHeartbeat,
+		RetryPolicy:         &patient,
+		// What was begun on the node ends there before the next thing is begun (invariant 6).
+		WaitForCancellation: true,
+		Priority:            temporal.Priority{PriorityKey: priority},
+		Summary:             summary,
+	})
+}
+
+// Priorities on a node's queue: a person who waits for a start comes first.
+const (
+	priorityStart   = 1
+	priorityStop    = 3
+	priorityBackup  = 4
+	priorityRelease = 5
+)
+
+// forStart is for the steps of a start: a node that does not take the task is given up for the next one, and a cause
+// that stays is told to the person after promise.
+func forStart(ctx workflow.Context, node, summary string, promise time.Duration) workflow.Context {
+	ctx = onNode(ctx, node, summary, promise, priorityStart)
+	ctx = workflow.WithScheduleToStartTimeout(ctx, nodeAnswers)
+	return workflow.WithScheduleToCloseTimeout(ctx, promise+promise/4)
+}
+
+const (
+	imagePromise   = 20 * time.Minute
+	contentPromise = 12 * time.Hour // hundreds of gigabytes over a slow link
+	runPromise     = 4 * time.Minute
+	discardPromise = 2 * time.Minute
+
+	haltAttempt   = 2 * time.Hour // a grace may be an hour
+	backupAttempt = 24 * time.Hour
+	verifyAttempt = time.Hour // one listing of a large repository
+	commitAttempt = 2 * time.Minute
+	removeAttempt = 6 * time.Hour // deleting millions of files
+)

@@ -1,0 +1,399 @@
+package workflows_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
+	historypb "go.temporal.io/api/history/v1"
+	"go.temporal.io/api/temporalproto"
+	"go.temporal.io/sdk/activity"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/worker"
+
+	"holdfast/devstack/devtest"
+	"holdfast/workflows"
+	"holdfast/workspace"
+)
+
+var (
+	record        = flag.Bool("record", false, "record the golden histories anew")
+	recordVersion = flag.String("record-version", "v0", "the directory they are recorded into")
+)
+
+// recorder stands for every client and worker in what is recorded.
+const recorder = "recorder"
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// scene is a real server with a pretended fleet.
+type scene struct {
+	*world
+	client client.Client
+	name   string
+	id     string
+	asked  int
+	lease  *leaseScript
+}
+
+// scenario does what one golden history shows and says when that is over.
+type scenario struct {
+	name string
+	id   string
+	run  func(*scene)
+}
+
+const atlas = "workspace/atlas"
+
+var scenarios = []scenario{
+	{"start_stop_start", atlas, func(s *scene) {
+		s.start()
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
+		s.request(workspace.UpdateBackup, workspace.BackupRequest{}, "") // refused: leaves nothing in the history
+		s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada", NotNode: nodeOne}, workspace.Running)
+		s.request(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"}, workspace.Running)
+	}},
+	{"stop_retries", atlas, func(s *scene) {
+		s.failing(func(name string, attempt int) error {
+			switch {
+			case name == workspace.ActivityBackup && attempt < 3:
+				return errors.New("lookup storage.googleapis.com: i/o timeout")
+			case name == workspace.ActivityVerify && attempt == 1:
+				return permanent(workspace.ErrorNotStored, "a pack is missing")
+			case name == workspace.ActivityRepair && attempt == 1:
+				return errors.New("connection refused")
+			}
+			return nil
+		})
+		s.start()
+		s.locked(func() { s.owed = []string{"file:///b"} })
+		s.ask(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"})
+		s.until("removed", func(state workspace.State) bool {
+			return state.Phase == workspace.Stopped && state.Kept == nil && state.Operation == nil
+		})
+	}},
+	{"start_interrupts_stop", atlas, func(s *scene) {
+		s.failing(func(name string, _ int) error {
+			if name == workspace.ActivityBackup {
+				return errors.New("no route to the store")
+			}
+			return nil
+		})
+		s.start()
+		s.ask(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"})
+		s.reached(workspace.ActivityBackup)
+		s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada"}, workspace.Running)
+	}},
+	{"unstick", atlas, func(s *scene) {
+		s.failing(func(name string, _ int) error {
+			if name == workspace.ActivityBackup {
+				return errors.New("stuck")
+			}
+			return nil
+		})
+		s.start()
+		s.ask(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"})
+		s.reached(workspace.ActivityBackup)
+		s.request(workspace.UpdateUnstick, workspace.UnstickRequest{Subject: "ada"}, workspace.Stopped)
+		s.failing(nil)
+		s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada"}, workspace.Running)
+	}},
+	{"restore", atlas, func(s *scene) {
+		s.start()
+		first := s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
+		s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada"}, workspace.Running)
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
+		missing := fmt.Sprintf("%064d", 99)
+		s.request(workspace.UpdateRestore, workspace.RestoreRequest{Subject: "ada", Snapshot: missing}, workspace.Blocked)
+		s.request(workspace.UpdateRestore, workspace.RestoreRequest{Subject: "ada", Snapshot: first.Head.Snapshot, Node: nodeTwo}, workspace.Running)
+	}},
+	{"delete", atlas, func(s *scene) {
+		s.start()
+		s.failing(func(name string, attempt int) error {
+			if name == workspace.ActivityBackup && attempt == 1 {
+				return permanent(workspace.ErrorStoreDenied, "403")
+			}
+			return nil
+		})
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Blocked)
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
+		s.ask(workspace.UpdateDelete, workspace.DeleteRequest{Subject: "ada"})
+		require.NoError(s.t, s.client.GetWorkflow(s.t.Context(), s.id, "").Get(s.t.Context(), nil))
+	}},
+	{"omissions", atlas, func(s *scene) {
+		s.locked(func() { s.omitted = 2 })
+		s.start()
+		blocked := s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Blocked)
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada", AcceptOmissions: blocked.Kept.Snapshot}, workspace.Stopped)
+	}},
+	{"node_lease", "node/" + nodeOne, func(s *scene) {
+		begin(s, workspace.NodeWorkflow, workspace.NodeInput{Node: nodeOne})
+		register := func(incarnation string) {
+			s.ask(workspace.UpdateRegister, workspace.RegisterRequest{Info: workspace.NodeInfo{
+				Name: nodeOne, Incarnation: incarnation, Recipient: "age1" + nodeOne, Address: "127.0.0.1:1", Engine: "process", Version: "test",
+			}})
+		}
+		register("first")
+		s.leaseIs(1, workspace.NodeReady)
+		s.lease.of(1) <- errors.New("the agent was cut off") // suspicion: it is offered again
+		s.leaseIs(2, workspace.NodeReady)
+		s.lease.of(2) <- nil // renewed
+		s.leaseIs(3, workspace.NodeReady)
+		register("second") // supersedes
+		s.leaseIs(4, workspace.NodeReady)
+		s.lease.of(4) <- errReleased
+		s.leaseIs(4, workspace.NodeLost)
+	}},
+	{"access", "access/atlas", func(s *scene) {
+		run := begin(s, workspace.AccessWorkflow, workspace.AccessInput{Name: "atlas", Verb: workspace.VerbDownload, Path: "notes", Subject: "ada"})
+		require.NoError(s.t, run.Get(s.t.Context(), nil))
+	}},
+	{"snapshots", "snapshots/atlas", func(s *scene) {
+		run := begin(s, workspace.SnapshotsWorkflow, workspace.SnapshotsInput{Name: "atlas"})
+		require.NoError(s.t, run.Get(s.t.Context(), nil))
+	}},
+}
+
+// spoilers make a history that this program cannot have written.
+var spoilers = map[string]func(*historypb.History){
+	"activity_renamed": func(history *historypb.History) {
+		scheduled(history, workspace.ActivityVerify).ActivityType.Name = "VerifyOfOld"
+	},
+	"activities_swapped": func(history *historypb.History) {
+		image, content := scheduled(history, workspace.ActivityPrepareImage), scheduled(history, workspace.ActivityPrepareContent)
+		image.ActivityType, content.ActivityType = content.ActivityType, image.ActivityType
+	},
+	// As if this program had dropped the head's comparison with the stores before a second start.
+	"activity_added": func(history *historypb.History) {
+		scheduled(history, workspace.ActivityReadHead).ActivityType.Name = workspace.ActivityReleasePlacement
+	},
+}
+
+func scheduled(history *historypb.History, name string) *historypb.ActivityTaskScheduledEventAttributes {
+	for _, event := range history.Events {
+		if attributes := event.GetActivityTaskScheduledEventAttributes(); attributes != nil && attributes.ActivityType.Name == name {
+			return attributes
+		}
+	}
+	panic("the history has no " + name)
+}
+
+// TestRecord records the golden histories; see replay_test.go.
+func TestRecord(t *testing.T) {
+	if !*record {
+		t.Skip("only with -record")
+	}
+	server := devtest.Temporal(t)
+	options := server.Options()
+	options.Identity = recorder
+	options.Logger = quiet
+	c, err := client.DialContext(t.Context(), options)
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	for _, scenario := range scenarios {
+		t.Run(scenario.name, func(t *testing.T) {
+			s := &scene{world: emptyWorld(t), client: c, id: scenario.id, name: scenario.name, lease: &leaseScript{}}
+			s.work()
+			t.Cleanup(func() { _ = c.TerminateWorkflow(context.Background(), s.id, "", "recorded") }) // some have ended
+			scenario.run(s)
+			history := s.history()
+			save(t, filepath.Join(histories, *recordVersion, scenario.name+".json"), history)
+			if scenario.name == "start_stop_start" {
+				for name, spoil := range spoilers {
+					bad := s.history()
+					spoil(bad)
+					save(t, filepath.Join(histories, "bad", name+".json"), bad)
+				}
+			}
+		})
+	}
+}
+
+func save(t *testing.T, path string, history *historypb.History) {
+	t.Helper()
+	content, err := temporalproto.CustomJSONMarshalOptions{Indent: " "}.Marshal(history)
+	require.NoError(t, err)
+	// The name of a worker's own queue begins with its host's.
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	content = bytes.ReplaceAll(content, []byte(`"`+host+`:`), []byte(`"`+recorder+`:`))
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(t, os.WriteFile(path, append(content, '\n'), 0o644))
+}
+
+// work runs the control worker and the nodes' until the scenario ends.
+func (s *scene) work() {
+	for _, queue := range []string{workspace.ControlQueue, workspace.NodeQueue(nodeOne), workspace.NodeQueue(nodeTwo), workspace.LeaseQueue(nodeOne)} {
+		w := worker.New(s.client, queue, worker.Options{Identity: recorder, DisableWorkflowWorker: queue != workspace.ControlQueue})
+		if queue == workspace.ControlQueue {
+			workflows.Register(w)
+		}
+		s.register(w)
+		s.registerOthers(w)
+		require.NoError(s.t, w.Start())
+		s.t.Cleanup(w.Stop)
+	}
+}
+
+func (s *scene) registerOthers(registry activityRegistry) {
+	add := func(name string, function any) {
+		registry.RegisterActivityWithOptions(function, activity.RegisterOptions{Name: name})
+	}
+	add(workspace.ActivityDescribeControl, func(context.Context) (workspace.ControlInfo, error) {
+		return workspace.ControlInfo{Recipient: "age1control", VerifyKey: []byte("public"), Policy: "all"}, nil
+	})
+	add(workspace.ActivityGrantAccess, func(_ context.Context, input workspace.AccessInput) (workspace.AccessResult, error) {
+		return workspace.AccessResult{Grants: []workspace.Grant{{Node: nodeOne, Address: "127.0.0.1:1", Token: "for " + string(input.Verb)}}}, nil
+	})
+	add(workspace.ActivityListSnapshots, func(context.Context, workspace.SnapshotsInput) (workspace.SnapshotsResult, error) {
+		return workspace.SnapshotsResult{WorkspaceID: "id", Snapshots: []workspace.SnapshotLine{{Snapshot: fmt.Sprintf("%064d", 1)}}}, nil
+	})
+	add(workspace.ActivityHoldLease, s.holdLease)
+}
+
+// leaseScript ends leases as the scenario says, each by its epoch: one that was superseded goes on until it hears of it.
+type leaseScript struct{ ends sync.Map }
+
+func (l *leaseScript) of(epoch uint64) chan error {
+	end, _ := l.ends.LoadOrStore(epoch, make(chan error))
+	return end.(chan error)
+}
+
+var errReleased = errors.New("released")
+
+func (s *scene) holdLease(ctx context.Context, input workspace.LeaseInput) (workspace.LeaseResult, error) {
+	if err := s.client.SignalWorkflow(ctx, s.id, "", workspace.SignalLeaseTaken, workspace.LeaseTaken{Epoch: input.Epoch, Incarnation: input.Incarnation}); err != nil {
+		return workspace.LeaseResult{}, err
+	}
+	beat := time.NewTicker(200 * time.Millisecond)
+	defer beat.Stop()
+	for {
+		select {
+		case err := <-s.lease.of(input.Epoch):
+			if errors.Is(err, errReleased) {
+				return workspace.LeaseResult{Released: true}, nil
+			}
+			return workspace.LeaseResult{}, err
+		case <-beat.C:
+			activity.RecordHeartbeat(ctx, workspace.LeaseBeat{Epoch: input.Epoch})
+		case <-ctx.Done():
+			return workspace.LeaseResult{}, ctx.Err()
+		}
+	}
+}
+
+func (s *scene) leaseIs(epoch uint64, phase workspace.NodePhase) {
+	s.t.Helper()
+	var state workspace.NodeState
+	require.Eventually(s.t, func() bool {
+		value, err := s.client.QueryWorkflow(s.t.Context(), s.id, "", workspace.QueryState)
+		return err == nil && value.Get(&state) == nil && state.Epoch == epoch && state.Phase == phase
+	}, 30*time.Second, 50*time.Millisecond, "%+v", &state)
+}
+
+func begin(s *scene, name string, input any) client.WorkflowRun {
+	s.t.Helper()
+	run, err := s.client.ExecuteWorkflow(s.t.Context(), client.StartWorkflowOptions{ID: s.id, TaskQueue: workspace.ControlQueue}, name, input)
+	require.NoError(s.t, err)
+	return run
+}
+
+// updateID is another one each time, also over scenarios: the server answers an update-with-start whose id it knows from
+// the run before without starting anything.
+func (s *scene) updateID() string {
+	s.asked++
+	return fmt.Sprintf("%s-%d", s.name, s.asked)
+}
+
+// ask sends an update and returns its error.
+func (s *scene) ask(update string, request any) error {
+	handle, err := s.client.UpdateWorkflow(s.t.Context(), client.UpdateWorkflowOptions{
+		WorkflowID: s.id, UpdateID: s.updateID(), UpdateName: update, Args: []any{request},
+		WaitForStage: client.WorkflowUpdateStageCompleted,
+	})
+	if err != nil {
+		return err
+	}
+	return handle.Get(s.t.Context(), nil)
+}
+
+// request asks and waits until nothing is under way and the phase is the given one; an empty one wants a refusal.
+func (s *scene) request(update string, request any, phase workspace.Phase) workspace.State {
+	s.t.Helper()
+	err := s.ask(update, request)
+	if phase == "" {
+		require.Error(s.t, err)
+		return workspace.State{}
+	}
+	require.NoError(s.t, err)
+	return s.until(string(phase), func(state workspace.State) bool {
+		return state.Operation == nil && len(state.Waiting) == 0 && state.Phase == phase
+	})
+}
+
+func (s *scene) until(what string, is func(workspace.State) bool) workspace.State {
+	s.t.Helper()
+	var state workspace.State
+	require.Eventually(s.t, func() bool {
+		value, err := s.client.QueryWorkflow(s.t.Context(), s.id, "", workspace.QueryState)
+		state = workspace.State{}
+		return err == nil && value.Get(&state) == nil && is(state)
+	}, time.Minute, 50*time.Millisecond, "want %s, last seen %+v", what, &state)
+	return state
+}
+
+// start is an update-with-start, as the command does it.
+func (s *scene) start() {
+	s.t.Helper()
+	handle, err := s.client.UpdateWithStartWorkflow(s.t.Context(), client.UpdateWithStartWorkflowOptions{
+		StartWorkflowOperation: s.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
+			ID: s.id, TaskQueue: workspace.ControlQueue, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
+		}, workspace.WorkspaceWorkflow, workspace.Input{Name: "atlas", Owner: "ada"}),
+		UpdateOptions: client.UpdateWorkflowOptions{
+			UpdateID: s.updateID(), UpdateName: workspace.UpdateStart, Args: []any{start()},
+			WaitForStage: client.WorkflowUpdateStageCompleted,
+		},
+	})
+	require.NoError(s.t, err)
+	require.NoError(s.t, handle.Get(s.t.Context(), nil))
+	s.until("running", func(state workspace.State) bool { return state.Phase == workspace.Running && state.Operation == nil })
+}
+
+func (s *scene) locked(change func()) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	change()
+}
+
+func (s *scene) failing(fail func(string, int) error) { s.locked(func() { s.fail = fail }) }
+
+// reached waits until an activity has been tried.
+func (s *scene) reached(name string) {
+	s.t.Helper()
+	require.Eventually(s.t, func() bool {
+		s.mutex.Lock()
+		defer s.mutex.Unlock()
+		return s.attempts[name] > 0
+	}, 30*time.Second, 20*time.Millisecond)
+}
+
+func (s *scene) history() *historypb.History {
+	s.t.Helper()
+	history := &historypb.History{}
+	for events := s.client.GetWorkflowHistory(s.t.Context(), s.id, "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); events.HasNext(); {
+		event, err := events.Next()
+		require.NoError(s.t, err)
+		history.Events = append(history.Events, event)
+	}
+	return history
+}

@@ -1,0 +1,207 @@
+package workflows
+
+import (
+	"errors"
+	"strings"
+
+	"go.temporal.io/sdk/log"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/workflow"
+
+	"holdfast/workspace"
+)
+
+// Workspace is a workspace's whole life: it ends when the workspace is deleted.
+func Workspace(ctx workflow.Context, input workspace.Input) error {
+	w := &entity{logger: workflow.GetLogger(ctx)}
+	if err := w.setup(ctx, input); err != nil {
+		return err
+	}
+	return w.run(ctx)
+}
+
+// entity is a running workspace workflow. Everything that must survive continue-as-new is in state and queue.
+type entity struct {
+	state  workspace.State
+	queue  []workspace.Command
+	logger log.Logger
+
+	// interrupt cancels the operation under way; nil while none may be interrupted.
+	interrupt workflow.CancelFunc
+	// interruptedBy is the command that did.
+	interruptedBy workspace.OperationKind
+}
+
+func (w *entity) setup(ctx workflow.Context, input workspace.Input) error {
+	if input.State != nil {
+		w.state, w.queue = *input.State, input.Commands
+	} else {
+		w.state = workspace.State{
+			Name:       input.Name,
+			Owner:      input.Owner,
+			Created:    workflow.Now(ctx),
+			Phase:      workspace.Pending,
+			Since:      workflow.Now(ctx),
+			Incomplete: true,
+		}
+		if err := workflow.SideEffect(ctx, func(workflow.Context) any { return workspace.NewID() }).Get(&w.state.ID); err != nil {
+			return err
+		}
+	}
+	if err := workflow.SetQueryHandlerWithOptions(ctx, workspace.QueryState, func() (workspace.State, error) {
+		return w.view(), nil
+	}, workflow.QueryHandlerOptions{Description: "everything known about the workspace"}); err != nil {
+		return err
+	}
+	if err := w.handleUpdates(ctx); err != nil {
+		return err
+	}
+	return w.publish(ctx)
+}
+
+// run takes one command at a time until the workspace is deleted.
+func (w *entity) run(ctx workflow.Context) error {
+	for {
+		switch {
+		case len(w.queue) > 0:
+			command := w.queue[0]
+			w.queue = w.queue[1:]
+			if err := w.perform(ctx, command); err != nil {
+				return err
+			}
+		case w.state.Phase == workspace.Deleted:
+			return workflow.Await(ctx, func() bool { return workflow.AllHandlersFinished(ctx) })
+		case w.releasable():
+			if err := w.perform(ctx, w.releaseCommand(ctx)); err != nil {
+				return err
+			}
+		case workflow.GetInfo(ctx).GetContinueAsNewSuggested():
+			if err := workflow.Await(ctx, func() bool { return workflow.AllHandlersFinished(ctx) || len(w.queue) > 0 }); err != nil {
+				return err
+			}
+			if len(w.queue) == 0 {
+				return workflow.NewContinueAsNewError(ctx, workspace.WorkspaceWorkflow, workspace.Input{Name: w.state.Name, State: &w.state})
+			}
+		default:
+			if err := workflow.Await(ctx, func() bool { return len(w.queue) > 0 }); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// perform runs one command to its end. It returns an error only when the workflow itself is cancelled: how a command
+// ended is part of the state.
+func (w *entity) perform(ctx workflow.Context, command workspace.Command) error {
+	operation := command.Operation
+	w.state.Operation = &operation
+	operationCtx, cancel := workflow.WithCancel(ctx)
+	w.interrupt, w.interruptedBy = cancel, ""
+
+	var err error
+	switch operation.Kind {
+	case workspace.OperationStart:
+		err = w.start(operationCtx, command.Start)
+	case workspace.OperationRestore:
+		err = w.restore(operationCtx, command.Restore)
+	case workspace.OperationStop:
+		err = w.stop(operationCtx, command.Stop)
+	case workspace.OperationBackup:
+		err = w.backup(operationCtx)
+	case workspace.OperationDelete:
+		err = w.delete(operationCtx, command.Delete)
+	case workspace.OperationUnstick:
+		err = w.unstick(operationCtx)
+	case workspace.OperationRelease:
+		err = w.release(operationCtx)
+	}
+	w.interrupt = nil
+	cancel()
+
+	if ctx.Err() != nil {
+		// The workflow itself was cancelled. What was being done is over; nothing was removed that is not safe.
+		return ctx.Err()
+	}
+	w.finish(ctx, &operation, err)
+	return w.publish(ctx)
+}
+
+// finish records how an operation ended.
+func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, err error) {
+	operation.Ended = workflow.Now(ctx)
+	if err != nil {
+		operation.Failed = true
+		operation.ErrorType, operation.Error = describe(err)
+		if temporal.IsCanceledError(err) && w.interruptedBy != "" {
+			operation.ErrorType = workspace.ErrorInterrupted
+			operation.Error = "given up for the sake of a later " + string(w.interruptedBy) + "; nothing was removed"
+		}
+		var refusal *refusalError
+		operation.Refused = errors.As(err, &refusal)
+		w.logger.Info("operation ended without doing what was asked", "operation", operation.Kind, "type", operation.ErrorType)
+	}
+	w.state.Operation = nil
+	w.state.Recent = append(w.state.Recent, *operation)
+	if extra := len(w.state.Recent) - workspace.MaxRecent; extra > 0 {
+		w.state.Recent = append([]workspace.Operation(nil), w.state.Recent[extra:]...)
+	}
+}
+
+// view is the state with the waiting commands in it, and without what only a node may read.
+func (w *entity) view() workspace.State {
+	state := w.state
+	for _, command := range w.queue {
+		state.Waiting = append(state.Waiting, command.Operation)
+	}
+	state.Secrets = nil
+	if state.Instance != nil {
+		instance := *state.Instance
+		instance.Sealed = nil
+		state.Instance = &instance
+	}
+	if state.Kept != nil {
+		kept := *state.Kept
+		kept.Sealed = nil
+		state.Kept = &kept
+	}
+	return state
+}
+
+// refusalError is a command that changed nothing and can be asked again with what it names.
+type refusalError struct {
+	kind    workspace.ErrorType
+	message string
+}
+
+func (e *refusalError) Error() string { return e.message }
+
+// describe turns an activity's failure into its type and words for a person.
+func describe(err error) (workspace.ErrorType, string) {
+	if err == nil {
+		return "", ""
+	}
+	var refusal *refusalError
+	if errors.As(err, &refusal) {
+		return refusal.kind, refusal.message
+	}
+	var application *temporal.ApplicationError
+	if errors.As(err, &application) {
+		return workspace.ErrorType(application.Type()), strings.TrimSpace(application.Message())
+	}
+	var timeout *temporal.TimeoutError
+	if errors.As(err, &timeout) {
+		words := "it took longer than it may: " + timeout.TimeoutType().String()
+		if cause := errors.Unwrap(timeout); cause != nil {
+			_, last := describe(cause)
+			words += "; the last error was: " + last
+		}
+		return "", words
+	}
+	return "", err.Error()
+}
+
+// failureType is the type of a permanent failure, empty for anything else.
+func failureType(err error) workspace.ErrorType {
+	kind, _ := describe(err)
+	return kind
+}

@@ -1,0 +1,242 @@
+package activities
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"holdfast/dataport"
+	"holdfast/keys"
+	"holdfast/snapshot"
+	"holdfast/workspace"
+)
+
+// GrantAccess gives a person the ways to reach a workspace's instance or content, best first.
+func (c *Control) GrantAccess(ctx context.Context, input workspace.AccessInput) (workspace.AccessResult, error) {
+	result, err := c.access(ctx, input)
+	return result, classify(err)
+}
+
+func (c *Control) access(ctx context.Context, input workspace.AccessInput) (workspace.AccessResult, error) {
+	var result workspace.AccessResult
+	state, err := c.workspace(ctx, input.Name)
+	if err != nil {
+		return result, err
+	}
+	claims := dataport.Claims{
+		WorkspaceID: state.ID, Name: state.Name, Verb: dataport.Verb(input.Verb), Subject: input.Subject, Path: input.Path,
+	}
+	if input.Verb == workspace.VerbDownload {
+		return c.download(ctx, input, state, claims)
+	}
+	if state.Instance == nil {
+		return result, permanent(workspace.ErrorRefused, fmt.Errorf("workspace %s is not running (%s)", state.Name, state.Phase))
+	}
+	if input.Verb == workspace.VerbUpload && (state.Operation == nil || state.Operation.Step != workspace.StepUpload) {
+		return result, permanent(workspace.ErrorRefused, fmt.Errorf("workspace %s does not wait for content", state.Name))
+	}
+	node, err := c.node(ctx, state.Instance.Node)
+	if err != nil {
+		return result, err
+	}
+	claims.Token = state.Instance.Token
+	grant, err := c.grant(node.Info, claims)
+	if err != nil {
+		return result, err
+	}
+	result.Grants = append(result.Grants, grant)
+	return result, nil
+}
+
+// download offers the newest content that exists anywhere (A6): what is on a node first, then the head, served by any
+// node that is ready, with the password sealed to it for this once.
+func (c *Control) download(ctx context.Context, input workspace.AccessInput, state workspace.State, claims dataport.Claims) (workspace.AccessResult, error) {
+	var result workspace.AccessResult
+	holder, token := "", uint64(0)
+	switch {
+	case state.Instance != nil:
+		holder, token = state.Instance.Node, state.Instance.Token
+	case state.Kept != nil:
+		holder, token = state.Kept.Node, state.Kept.Token
+	}
+	var unasked error
+	if holder != "" && input.Snapshot == "" {
+		claims := claims
+		claims.Token = token
+		switch grant, phase, err := c.onHolder(ctx, holder, claims); {
+		case err != nil:
+			// What the stores have is still offered (A6).
+			unasked = err
+			result.Notes = append(result.Notes, fmt.Sprintf("the newest content is on node %s, which cannot be asked about: %v", holder, err))
+		default:
+			if state.Phase == workspace.Running {
+				grant.Source = "live"
+			}
+			result.Grants = append(result.Grants, grant)
+			if phase != workspace.NodeReady {
+				result.Notes = append(result.Notes, fmt.Sprintf("the newest content is on node %s, which is %s and may not answer", holder, phase))
+			}
+		}
+	}
+	wanted, taken := input.Snapshot, time.Time{}
+	if state.Head != nil && (wanted == "" || wanted == state.Head.Snapshot) {
+		wanted, taken = state.Head.Snapshot, state.Head.Time
+	}
+	if wanted == "" {
+		if unasked != nil {
+			return result, unasked
+		}
+		if len(result.Grants) == 0 {
+			return result, permanent(workspace.ErrorSnapshotMissing, fmt.Errorf("workspace %s has no content yet", state.Name))
+		}
+		return result, nil
+	}
+	grants, err := c.fromStores(ctx, claims, wanted, taken)
+	if err != nil {
+		if len(result.Grants) == 0 {
+			return result, err
+		}
+		// The node's own content needs no store: that is what it is for.
+		result.Notes = append(result.Notes, "the newest snapshot cannot be offered now: "+err.Error())
+	}
+	result.Grants = append(result.Grants, grants...)
+	return result, nil
+}
+
+// onHolder gives the way to the content that a node holds, and that node's phase.
+func (c *Control) onHolder(ctx context.Context, holder string, claims dataport.Claims) (workspace.Grant, workspace.NodePhase, error) {
+	node, err := c.node(ctx, holder)
+	if err != nil {
+		return workspace.Grant{}, "", err
+	}
+	grant, err := c.grant(node.Info, claims)
+	grant.Source, grant.Time = "node", time.Now()
+	return grant, node.Phase, err
+}
+
+func (c *Control) fromStores(ctx context.Context, claims dataport.Claims, wanted string, taken time.Time) ([]workspace.Grant, error) {
+	ctx, cancel := context.WithTimeout(ctx, perStore)
+	defer cancel()
+	stored, err := c.Catalog.Password(ctx, claims.WorkspaceID)
+	if err != nil {
+		return nil, err
+	}
+	password, err := c.Master.Unwrap(ctx, keys.PurposeRepositoryPassword, stored.Wrapped)
+	if err != nil {
+		return nil, err
+	}
+	names, err := c.nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var grants []workspace.Grant
+	for _, name := range names {
+		node, err := c.node(ctx, name)
+		if err != nil || node.Phase != workspace.NodeReady {
+			continue
+		}
+		claims := claims
+		claims.Snapshot = wanted
+		if claims.Sealed, err = keys.SealTo(node.Info.Recipient, password, keys.PurposeRepositoryPassword); err != nil {
+			return nil, err
+		}
+		grant, err := c.grant(node.Info, claims)
+		if err != nil {
+			return nil, err
+		}
+		grant.Source, grant.Time = "snapshot", taken
+		grants = append(grants, grant)
+	}
+	if len(grants) == 0 {
+		return nil, permanent(workspace.ErrorNoNode, errors.New("no node is ready that could read the snapshot from the stores; an operator can, with `holdfast key show` and `holdfast snapshot dump`"))
+	}
+	return grants, nil
+}
+
+// ListSnapshots reads a workspace's snapshots from its repository and marks what the commits say of them.
+func (c *Control) ListSnapshots(ctx context.Context, input workspace.SnapshotsInput) (workspace.SnapshotsResult, error) {
+	result, err := c.listSnapshots(ctx, input)
+	return result, classify(err)
+}
+
+// mostSnapshots bounds the answer's size; the newest are kept.
+const mostSnapshots = 1000
+
+func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsInput) (workspace.SnapshotsResult, error) {
+	var result workspace.SnapshotsResult
+	state, err := c.workspace(ctx, input.Name)
+	if err != nil {
+		return result, err
+	}
+	result.WorkspaceID = state.ID
+	if state.Token == 0 {
+		return result, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*perStore)
+	defer cancel()
+	commits, holders, failed := c.Catalog.Commits(ctx, state.ID)
+	for provider, err := range failed {
+		result.Notes = append(result.Notes, fmt.Sprintf("%s cannot be asked: %v", provider, err))
+	}
+	known := map[string]bool{}
+	for _, commit := range commits {
+		known[commit.Snapshot] = true
+		result.Snapshots = append(result.Snapshots, workspace.SnapshotLine{
+			Snapshot: commit.Snapshot, Time: commit.Time, Kind: commit.Kind, Token: commit.Token, Sequence: commit.Sequence,
+			Files: commit.Files, Bytes: commit.Bytes, Omitted: commit.Omitted, Providers: holders[commit.Snapshot],
+			Head: state.Head != nil && state.Head.Snapshot == commit.Snapshot,
+		})
+	}
+	others, err := c.uncommitted(ctx, state.ID, known)
+	if err != nil {
+		result.Notes = append(result.Notes, "snapshots that no commit names could not be read: "+err.Error())
+	}
+	result.Snapshots = append(others, result.Snapshots...)
+	if extra := len(result.Snapshots) - mostSnapshots; extra > 0 {
+		result.Snapshots = result.Snapshots[extra:]
+		result.Notes = append(result.Notes, fmt.Sprintf("%d older snapshots are not shown", extra))
+	}
+	return result, nil
+}
+
+// uncommitted lists snapshots that no commit names: recovered ones, those of stock restic, and those whose commit was
+// never made. None of them is ever the head (invariant 3).
+func (c *Control) uncommitted(ctx context.Context, id string, known map[string]bool) ([]workspace.SnapshotLine, error) {
+	stored, err := c.Catalog.Password(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	password, err := c.Master.Unwrap(ctx, keys.PurposeRepositoryPassword, stored.Wrapped)
+	if err != nil {
+		return nil, err
+	}
+	mirror, err := repositoryMirror(c.Catalog, id, c.Stores)
+	if err != nil {
+		return nil, err
+	}
+	repository, err := snapshot.Open(ctx, mirror, password, c.Snapshots)
+	if err != nil {
+		return nil, err
+	}
+	defer repository.Close()
+	found, err := repository.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var lines []workspace.SnapshotLine
+	for _, info := range found {
+		if known[info.ID] {
+			continue
+		}
+		line := workspace.SnapshotLine{Snapshot: info.ID, Time: info.Time, Kind: "foreign", Files: info.Files, Bytes: info.Bytes}
+		switch info.Kind {
+		case snapshot.Recovered:
+			line.Kind = string(snapshot.Recovered)
+		case snapshot.Live, snapshot.Final:
+			line.Kind = "uncommitted"
+		}
+		lines = append(lines, line)
+	}
+	return lines, nil
+}

@@ -1,0 +1,210 @@
+package activities
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/go-git/go-git/v5"
+	"github.com/go-git/go-git/v5/plumbing/transport"
+
+	"holdfast/snapshot"
+	"holdfast/workspace"
+)
+
+// uploadPatience is how long a start waits for the directory that somebody promised to send.
+const uploadPatience = 15 * time.Minute
+
+// PrepareContent has the instance's content in place: adopted, restored, or from its first source. What is in place
+// already is recognised by its identity file.
+func (n *Node) PrepareContent(ctx context.Context, input workspace.PrepareContentInput) (workspace.PrepareContentResult, error) {
+	var result workspace.PrepareContentResult
+	progress := &meter{}
+	options := progress.options()
+	if input.Source.Kind == workspace.SourceUpload || input.Source.Kind == workspace.SourceGit {
+		options.StallAfter = 0 // a person's link may be slow, and has its own patience
+	}
+	target := input.Target
+	err := n.locked(ctx, target, options, func(ctx context.Context) error {
+		if err := n.Lease.CheckNew(); err != nil { // invariant 7
+			return err
+		}
+		if _, _, err := n.Volumes.usable(target.WorkspaceID, target.Token); err == nil {
+			return nil
+		}
+		if input.Adopt != 0 {
+			// The containers of older tokens are gone before their content gets a new name.
+			if err := n.dismissOlder(ctx, target); err != nil {
+				return err
+			}
+			return n.Volumes.adopt(target.WorkspaceID, target.Name, input.Adopt, target.Token)
+		}
+		mark := identity{
+			WorkspaceID: target.WorkspaceID, Name: target.Name, Token: target.Token, Base: input.Snapshot,
+			State: contentPreparing, Time: time.Now(),
+		}
+		arrived, err := n.cleared(ctx, input, mark)
+		if err != nil {
+			return err
+		}
+		if arrived {
+			mark.State = contentPrepared
+			return n.Volumes.mark(mark)
+		}
+		if err := n.admit(input.SizeBytes); err != nil {
+			return err
+		}
+		if err := n.begin(mark); err != nil {
+			return err
+		}
+		restored, err := n.fill(ctx, input, progress)
+		if err != nil {
+			return err
+		}
+		result.Restored = restored
+		mark.State = contentPrepared
+		return n.Volumes.mark(mark)
+	})
+	return result, err
+}
+
+// admit refuses work that the node's disk has no room for (A18).
+func (n *Node) admit(size int64) error {
+	free, err := n.Volumes.free()
+	if err != nil {
+		return err
+	}
+	if free < n.reserve()+size {
+		return permanent(workspace.ErrorNodeFull, fmt.Errorf("node %s has %d bytes free; it keeps %d and the workspace wants %d", n.Name, free, n.reserve(), size))
+	}
+	return nil
+}
+
+// cleared deals with what an earlier attempt left half done: it is not content and goes to the trash, before the room
+// on the disk is counted. Only an upload that is in place stays (it came there whole or not at all): whoever sent it was
+// told that it arrived and does not send it again.
+func (n *Node) cleared(ctx context.Context, input workspace.PrepareContentInput, mark identity) (arrived bool, err error) {
+	found, err := n.Volumes.identify(mark.WorkspaceID, mark.Token)
+	switch {
+	case errors.Is(err, errNoContent):
+		return false, nil
+	case err != nil:
+		return false, err
+	case found.State != contentPreparing:
+		return false, fmt.Errorf("%s was whole once and is not any more: %w", workspace.InstanceName(mark.WorkspaceID, mark.Token), errNoContent)
+	case input.Source.Kind == workspace.SourceUpload && input.Snapshot == "":
+		if n.uploads.receiving(mark.WorkspaceID, mark.Token) {
+			return false, nil // it began for an attempt before this one and goes on
+		}
+		if _, err := os.Lstat(n.Volumes.content(mark.WorkspaceID, mark.Token)); err == nil {
+			return true, nil
+		}
+	}
+	return false, n.Volumes.trash(ctx, mark.WorkspaceID, mark.Token)
+}
+
+// begin makes the instance's directory.
+func (n *Node) begin(mark identity) error {
+	if err := os.MkdirAll(n.Volumes.dir(mark.WorkspaceID, mark.Token), 0o700); err != nil {
+		return fmt.Errorf("making the instance's directory: %w", err)
+	}
+	return n.Volumes.mark(mark)
+}
+
+func (n *Node) fill(ctx context.Context, input workspace.PrepareContentInput, progress *meter) (*workspace.Restore, error) {
+	content := n.Volumes.content(input.Target.WorkspaceID, input.Target.Token)
+	switch {
+	case input.Source.Kind == workspace.SourceSnapshot:
+		return n.restore(ctx, input.OriginID, input.OriginPassword, input.Snapshot, content, progress)
+	case input.Snapshot != "":
+		return n.restore(ctx, input.Target.WorkspaceID, input.Target.Sealed, input.Snapshot, content, progress)
+	case input.Source.Kind == workspace.SourceUpload:
+		return nil, n.awaitUpload(ctx, input.Target)
+	case input.Source.Kind == workspace.SourceGit:
+		return nil, n.clone(ctx, input, content)
+	default:
+		if err := os.Mkdir(content, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("making an empty workspace: %w", err)
+		}
+		return nil, nil
+	}
+}
+
+// restore restores a snapshot whole and verified, or not at all (invariant 5).
+func (n *Node) restore(ctx context.Context, id string, sealed []byte, wanted, content string, progress *meter) (*workspace.Restore, error) {
+	repository, err := n.repository(ctx, id, sealed)
+	if err != nil {
+		return nil, err
+	}
+	defer repository.Close()
+	report, err := repository.Restore(ctx, wanted, content, snapshot.RestoreOptions{Progress: progress.update})
+	if err != nil {
+		return nil, fmt.Errorf("restoring snapshot %s: %w", wanted, err)
+	}
+	const mostWarnings = 20
+	return &workspace.Restore{
+		Snapshot: report.Snapshot, Files: report.Files, Bytes: report.Bytes, Fallbacks: report.Fallbacks,
+		Warnings: report.Warnings[:min(len(report.Warnings), mostWarnings)],
+	}, nil
+}
+
+// refusals are what a git server says and trying again does not change.
+var refusals = []error{
+	transport.ErrRepositoryNotFound, transport.ErrAuthenticationRequired, transport.ErrAuthorizationFailed, transport.ErrEmptyRemoteRepository,
+}
+
+// clone clones a git repository to a new directory and renames it into place.
+func (n *Node) clone(ctx context.Context, input workspace.PrepareContentInput, content string) error {
+	secrets, err := n.secrets(input.Secrets)
+	if err != nil {
+		return err
+	}
+	work := content + ".cloning"
+	if err := os.RemoveAll(work); err != nil {
+		return fmt.Errorf("cleaning up a clone that was cut: %w", err)
+	}
+	_, err = git.PlainCloneContext(ctx, work, false, &git.CloneOptions{URL: secrets.GitURL})
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("cloning %s: %w", input.Source.Describe, ctx.Err())
+	case err != nil:
+		for _, refused := range refusals {
+			if errors.Is(err, refused) {
+				// The plain one: the client appends what the server answered, which can quote the URL with its token.
+				return permanent(workspace.ErrorSource, fmt.Errorf("cloning %s: %w", input.Source.Describe, refused))
+			}
+		}
+		return fmt.Errorf("cloning %s: the git client failed (its message is left out because it can quote the URL): %T", input.Source.Describe, err)
+	}
+	if err := os.Rename(work, content); err != nil {
+		return fmt.Errorf("putting the clone in place: %w", err)
+	}
+	return syncDir(filepath.Dir(content))
+}
+
+// awaitUpload waits until the data port has put the promised directory in place.
+func (n *Node) awaitUpload(ctx context.Context, target workspace.Target) error {
+	arrived, done := n.uploads.expect(target.WorkspaceID, target.Token)
+	defer done()
+	patience := time.NewTimer(uploadPatience)
+	defer patience.Stop()
+	for {
+		if _, err := os.Lstat(n.Volumes.content(target.WorkspaceID, target.Token)); err == nil {
+			return nil
+		}
+		select {
+		case <-arrived:
+		case <-patience.C:
+			if n.uploads.receiving(target.WorkspaceID, target.Token) {
+				patience.Reset(uploadPatience)
+				continue
+			}
+			return permanent(workspace.ErrorUploadMissing, errors.New("the directory that was promised for this workspace was not sent; start it again"))
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

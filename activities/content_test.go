@@ -1,0 +1,400 @@
+package activities
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-git/go-git/v5"
+	"github.com/go-git/go-git/v5/plumbing/object"
+	"github.com/stretchr/testify/require"
+
+	"holdfast/dataport"
+	"holdfast/engine"
+	"holdfast/keys"
+	"holdfast/storage"
+	"holdfast/storage/faulty"
+	"holdfast/workspace"
+)
+
+func (r *rig) state(token uint64) contentState {
+	r.t.Helper()
+	found, err := r.node.Volumes.identify(id, token)
+	require.NoError(r.t, err)
+	return found.State
+}
+
+func (r *rig) read(token uint64, name string) string {
+	r.t.Helper()
+	data, err := os.ReadFile(filepath.Join(r.content(token), name))
+	require.NoError(r.t, err)
+	return string(data)
+}
+
+func TestPrepareEmpty(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.prepare(1)
+	require.Equal(t, contentPrepared, r.state(1))
+	entries, err := os.ReadDir(r.content(1))
+	require.NoError(t, err)
+	require.Empty(t, entries)
+
+	// invariant 8: again is already done, also when something has run on it since.
+	r.write(1, "file", "kept")
+	_, err = run(r, r.node.PrepareContent, workspace.PrepareContentInput{Target: target})
+	require.NoError(t, err)
+	require.Equal(t, "kept", r.read(1, "file"))
+}
+
+// A4, invariant 5: content is restored whole and verified, or there is none.
+func TestPrepareRestores(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	input := r.stopped(1)
+	r.record(2, input.Snapshot)
+	prepare := workspace.PrepareContentInput{Target: r.target(2), Snapshot: input.Snapshot}
+
+	// The first attempt fails half-way: nothing of it is taken for content.
+	data := func(key string) bool { return bytes.Contains([]byte(key), []byte("/data/")) }
+	for _, store := range r.stores {
+		store.Inject(faulty.Rule{Op: faulty.Get, Match: data, Kind: faulty.Error, Err: storage.ErrPermission})
+	}
+	_, err := run(r, r.node.PrepareContent, prepare)
+	require.Error(t, err)
+	require.NoDirExists(t, r.content(2))
+	require.Equal(t, contentPreparing, r.state(2))
+	_, _, err = r.node.Volumes.usable(id, 2)
+	require.ErrorIs(t, err, errNoContent)
+	_, err = run(r, r.node.StartInstance, workspace.StartInstanceInput{Target: r.target(2)})
+	typed(t, err, workspace.ErrorContentMissing) // A10: it never starts without what it expects
+
+	// The remains of that attempt are not in the way of the next, and neither store's fault is.
+	r.stores[0].Clear()
+	require.NoError(t, os.WriteFile(filepath.Join(r.node.Volumes.dir(id, 2), "left over"), nil, 0o600))
+	result, err := run(r, r.node.PrepareContent, prepare)
+	require.NoError(t, err)
+	require.Equal(t, input.Snapshot, result.Restored.Snapshot)
+	require.Equal(t, "what a person wrote\n", r.read(2, "notes.txt"))
+	require.NoFileExists(t, filepath.Join(r.node.Volumes.dir(id, 2), "left over"))
+
+	r.write(2, "notes.txt", "more")
+	result, err = run(r, r.node.PrepareContent, prepare)
+	require.NoError(t, err)
+	require.Nil(t, result.Restored)
+	require.Equal(t, "more", r.read(2, "notes.txt"), "what is in place is not restored over")
+}
+
+// invariant 5: content that was whole once and is not any more is never replaced without a word.
+func TestPrepareDoesNotReplaceLostContent(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.started(1)
+	require.NoError(t, os.Rename(r.content(1), r.content(1)+".aside"))
+	_, err := run(r, r.node.PrepareContent, workspace.PrepareContentInput{Target: target})
+	typed(t, err, workspace.ErrorContentMissing)
+	require.FileExists(t, filepath.Join(r.content(1)+".aside", "notes.txt"))
+}
+
+func TestPrepareAdopts(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	r.started(1)
+	mine := "holdfast-" + workspace.InstanceName(id, 1)
+	elsewhere := r.engine.add("node-2", id, 2, engine.StatusRunning)
+	another := r.engine.add("node-1", otherID, 1, engine.StatusRunning)
+	require.Equal(t, engine.StatusRunning, r.engine.status(mine))
+	r.record(3, "")
+	adopt := workspace.PrepareContentInput{Target: r.target(3), Adopt: 1}
+	for range 2 {
+		_, err := run(r, r.node.PrepareContent, adopt)
+		require.NoError(t, err)
+		require.Equal(t, "what a person wrote\n", r.read(3, "notes.txt"))
+		require.Equal(t, contentStarted, r.state(3))
+		require.Equal(t, []string{elsewhere, another}, r.engine.names(), "the older container is gone, and no other")
+	}
+
+	// A late duplicate of the older adoption neither takes the content nor ends what runs on it.
+	_, err := run(r, r.node.StartInstance, workspace.StartInstanceInput{Target: r.target(3)})
+	require.NoError(t, err)
+	_, err = run(r, r.node.PrepareContent, workspace.PrepareContentInput{Target: r.target(2), Adopt: 1})
+	typed(t, err, workspace.ErrorContentMissing)
+	require.Equal(t, engine.StatusRunning, r.engine.status("holdfast-"+workspace.InstanceName(id, 3)))
+	require.Equal(t, "what a person wrote\n", r.read(3, "notes.txt"))
+}
+
+func TestPrepareAdoptsNothingForeign(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	r.started(1)
+	foreign(t, r, 1)
+	_, err := run(r, r.node.PrepareContent, workspace.PrepareContentInput{Target: r.target(3), Adopt: 1})
+	typed(t, err, workspace.ErrorContentForeign)
+}
+
+func foreign(t *testing.T, r *rig, token uint64) {
+	t.Helper()
+	data, err := json.Marshal(identity{WorkspaceID: otherID, Name: "other", Token: token, State: contentStarted})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(r.node.Volumes.dir(id, token), "identity.json"), data, 0o600))
+}
+
+// invariant 7: nothing new is begun with a lease that is suspect or gone.
+func TestNewWorkNeedsALease(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.started(1)
+	fresh := r.target(2)
+	r.pass(6500 * time.Millisecond)
+	require.ErrorIs(t, r.node.Lease.CheckNew(), ErrSuspect)
+	_, err := run(r, r.node.PrepareContent, workspace.PrepareContentInput{Target: fresh})
+	transient(t, err)
+	require.NoDirExists(t, r.content(2))
+	_, err = run(r, r.node.StartInstance, workspace.StartInstanceInput{Target: target})
+	transient(t, err)
+	_, err = run(r, r.node.PrepareImage, workspace.PrepareImageInput{Target: target})
+	transient(t, err)
+	// Stopping and backing up need none.
+	r.pass(time.Hour)
+	require.NoError(t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target}))
+	_, err = run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "final"})
+	require.NoError(t, err)
+}
+
+// A18: a node without room says so, and another one can be asked.
+func TestNodeFull(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	_, err := run(r, r.node.PrepareContent, workspace.PrepareContentInput{Target: r.target(1), SizeBytes: math.MaxInt64 / 2})
+	typed(t, err, workspace.ErrorNodeFull)
+	require.NoDirExists(t, r.node.Volumes.dir(id, 1))
+
+	r.node.Reserve = math.MaxInt64 / 2
+	_, err = run(r, r.node.PrepareContent, workspace.PrepareContentInput{Target: r.target(1)})
+	typed(t, err, workspace.ErrorNodeFull)
+	require.Equal(t, int64(defaultReserve), (&Node{}).reserve())
+}
+
+// A18: the disk that fills up in the middle is told apart from a store that is full.
+func TestDiskFull(t *testing.T) {
+	typed(t, classify(&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}), workspace.ErrorDiskFull)
+	r := newRig(t, storage.PolicyAny)
+	input := r.stopped(1)
+	for _, store := range r.stores {
+		store.Inject(faulty.Rule{Op: faulty.Put, Kind: faulty.Error, Err: storage.ErrNoSpace})
+	}
+	r.write(1, "more", "x")
+	_, err := run(r, r.node.Backup, workspace.BackupInput{Target: input.Target, Kind: "final"})
+	typed(t, err, workspace.ErrorStoreFull)
+	require.DirExists(t, r.content(1))
+}
+
+func tarOf(t *testing.T, files map[string]string) []byte {
+	t.Helper()
+	var stream bytes.Buffer
+	w := tar.NewWriter(&stream)
+	for name, text := range files {
+		require.NoError(t, w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(text)), Typeflag: tar.TypeReg}))
+		_, err := io.WriteString(w, text)
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	return stream.Bytes()
+}
+
+func (r *rig) awaited(token uint64) {
+	r.t.Helper()
+	require.Eventually(r.t, func() bool {
+		r.node.uploads.mutex.Lock()
+		defer r.node.uploads.mutex.Unlock()
+		expected := r.node.uploads.expected[workspace.InstanceName(id, token)]
+		return expected != nil && expected.awaited
+	}, 10*time.Second, time.Millisecond)
+}
+
+// cutReader ends as a stream does whose sender went away.
+type cutReader struct{ io.Reader }
+
+func (c cutReader) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = dataport.ErrCut
+	}
+	return n, err
+}
+
+func TestUpload(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	claims := dataport.Claims{WorkspaceID: id, Name: "atlas", Token: 1}
+	archive := tarOf(t, map[string]string{"file": "sent"})
+	_, err := r.node.Upload(t.Context(), claims, bytes.NewReader(archive))
+	require.ErrorIs(t, err, dataport.ErrConflict, "nobody waits for it")
+
+	target := r.target(1)
+	prepare := workspace.PrepareContentInput{Target: target, Source: workspace.Source{Kind: workspace.SourceUpload}}
+	prepared := make(chan error, 1)
+	go func() {
+		_, err := run(r, r.node.PrepareContent, prepare)
+		prepared <- err
+	}()
+	r.awaited(1)
+	_, err = r.node.Upload(t.Context(), claims, cutReader{bytes.NewReader(archive)})
+	require.ErrorIs(t, err, dataport.ErrCut)
+	require.NoDirExists(t, r.content(1), "whole or not at all")
+	result, err := r.node.Upload(t.Context(), claims, bytes.NewReader(archive))
+	require.NoError(t, err)
+	require.Equal(t, int64(1), result.Files)
+	require.NoError(t, <-prepared)
+	require.Equal(t, "sent", r.read(1, "file"))
+	require.Equal(t, contentPrepared, r.state(1))
+	_, err = r.node.Upload(t.Context(), claims, bytes.NewReader(archive))
+	require.ErrorIs(t, err, dataport.ErrConflict)
+	require.Empty(t, r.node.uploads.expected)
+
+	// The agent died between the arrival and the mark: what was sent is there and is not asked for again.
+	require.NoError(t, r.node.Volumes.mark(identity{WorkspaceID: id, Name: "atlas", Token: 1, State: contentPreparing}))
+	_, err = run(r, r.node.PrepareContent, prepare)
+	require.NoError(t, err)
+	require.Equal(t, "sent", r.read(1, "file"))
+	require.Equal(t, contentPrepared, r.state(1))
+}
+
+// An upload that is under way when its attempt ends goes on, and the next attempt takes it.
+func TestUploadOutlivesAnAttempt(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.target(1)
+	prepare := workspace.PrepareContentInput{Target: target, Source: workspace.Source{Kind: workspace.SourceUpload}}
+	first, end := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := run(r, func(ctx context.Context, input workspace.PrepareContentInput) (workspace.PrepareContentResult, error) {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(first, cancel)()
+			return r.node.PrepareContent(ctx, input)
+		}, prepare)
+		ended <- err
+	}()
+	r.awaited(1)
+	stream, sender := io.Pipe()
+	uploaded := make(chan error, 1)
+	go func() {
+		_, err := r.node.Upload(t.Context(), dataport.Claims{WorkspaceID: id, Token: 1}, stream)
+		uploaded <- err
+	}()
+	archive := tarOf(t, map[string]string{"file": "sent slowly"})
+	_, err := sender.Write(archive[:600])
+	require.NoError(t, err)
+	end()
+	require.Error(t, <-ended)
+
+	second := make(chan error, 1)
+	go func() {
+		_, err := run(r, r.node.PrepareContent, prepare)
+		second <- err
+	}()
+	r.awaited(1)
+	_, err = sender.Write(archive[600:])
+	require.NoError(t, err)
+	require.NoError(t, sender.Close())
+	require.NoError(t, <-uploaded)
+	require.NoError(t, <-second)
+	require.Equal(t, "sent slowly", r.read(1, "file"))
+}
+
+func (r *rig) gitSecrets(url string) []byte {
+	r.t.Helper()
+	plain, err := json.Marshal(workspace.Secrets{GitURL: url})
+	require.NoError(r.t, err)
+	sealed, err := keys.SealTo(r.node.Identity.Recipient(), plain, keys.PurposeWorkspaceSecrets)
+	require.NoError(r.t, err)
+	return sealed
+}
+
+func TestPrepareClones(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	work := t.TempDir()
+	repository, err := git.PlainInit(work, false)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(work, "README"), []byte("cloned"), 0o600))
+	tree, err := repository.Worktree()
+	require.NoError(t, err)
+	_, err = tree.Add("README")
+	require.NoError(t, err)
+	_, err = tree.Commit("first", &git.CommitOptions{Author: &object.Signature{Name: "ada", When: time.Unix(1, 0)}})
+	require.NoError(t, err)
+	bare := filepath.Join(t.TempDir(), "bare.git")
+	_, err = git.PlainClone(bare, true, &git.CloneOptions{URL: work})
+	require.NoError(t, err)
+
+	prepare := workspace.PrepareContentInput{
+		Target: r.target(1), Source: workspace.Source{Kind: workspace.SourceGit, Describe: "bare.git"}, Secrets: r.gitSecrets(bare),
+	}
+	for range 2 {
+		_, err = run(r, r.node.PrepareContent, prepare)
+		require.NoError(t, err)
+		require.Equal(t, "cloned", r.read(1, "README"))
+	}
+}
+
+// What a git server answers, and the URL with its token, never gets into an error (invariant 10 for its type).
+func TestCloneErrorsQuoteNothing(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	for status, permanent := range map[int]bool{
+		http.StatusUnauthorized: true, http.StatusForbidden: true, http.StatusNotFound: true, http.StatusInternalServerError: false,
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, "no access to "+request.URL.String()+" with "+secretToken)
+		}))
+		url := "http://ada:" + secretToken + "@" + server.Listener.Addr().String() + "/repo.git"
+		_, err := run(r, r.node.PrepareContent, workspace.PrepareContentInput{
+			Target: r.target(1), Source: workspace.Source{Kind: workspace.SourceGit, Describe: "repo.git"}, Secrets: r.gitSecrets(url),
+		})
+		server.Close()
+		if permanent {
+			typed(t, err, workspace.ErrorSource)
+		} else {
+			transient(t, err)
+		}
+		require.ErrorContains(t, err, "repo.git")
+	}
+	http.DefaultClient.CloseIdleConnections()
+	if transport, ok := http.DefaultTransport.(*http.Transport); ok {
+		transport.CloseIdleConnections()
+	}
+}
+
+// invariant 6: while one operation on a workspace is under way the next waits.
+func TestOneOperationAtATime(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.started(1)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.engine.before = func(call, _ string) {
+		if call == "stop" {
+			once.Do(func() { close(entered); <-leave })
+		}
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target}) }()
+	<-entered
+	backedUp := make(chan error, 1)
+	go func() {
+		_, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "live"})
+		backedUp <- err
+	}()
+	select {
+	case <-backedUp:
+		t.Fatal("a backup ran beside a stop")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(leave)
+	require.NoError(t, <-stopped)
+	require.NoError(t, <-backedUp)
+}

@@ -1,0 +1,143 @@
+package activities
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"holdfast/dataport"
+	"holdfast/engine"
+	"holdfast/snapshot"
+	"holdfast/workspace"
+)
+
+var _ dataport.Host = (*Node)(nil)
+
+// instance finds the running instance that a token names.
+func (n *Node) instance(ctx context.Context, claims dataport.Claims) (engine.Instance, error) {
+	instances, err := n.Engine.List(ctx, n.labels(workspace.Target{WorkspaceID: claims.WorkspaceID, Token: claims.Token}))
+	if err != nil {
+		return engine.Instance{}, fmt.Errorf("looking for the instance: %w", err)
+	}
+	if len(instances) == 0 {
+		return engine.Instance{}, fmt.Errorf("workspace %s has no instance %d on node %s: %w", claims.Name, claims.Token, n.Name, dataport.ErrNotHere)
+	}
+	return instances[0], nil
+}
+
+// Exec runs a command in the instance.
+func (n *Node) Exec(ctx context.Context, claims dataport.Claims, request dataport.ExecRequest, streams dataport.Streams) (int, error) {
+	instance, err := n.instance(ctx, claims)
+	if err != nil {
+		return 0, err
+	}
+	if instance.Status != engine.StatusRunning {
+		return 0, fmt.Errorf("instance %d of workspace %s is %s: %w", claims.Token, claims.Name, instance.Status, dataport.ErrNotRunning)
+	}
+	command := request.Command
+	if len(command) == 0 {
+		command = n.Shell
+	}
+	if len(command) == 0 {
+		command = []string{"/bin/sh", "-c", "if command -v bash >/dev/null 2>&1; then exec bash -l; else exec sh -l; fi"}
+	}
+	return n.Engine.Exec(ctx, instance.ID, engine.ExecSpec{
+		Command: command, Environment: request.Environment, TTY: request.TTY,
+		Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr, Resize: streams.Resize,
+	})
+}
+
+// Logs writes the output of the instance's main process.
+func (n *Node) Logs(ctx context.Context, claims dataport.Claims, options engine.LogOptions, w io.Writer) error {
+	instance, err := n.instance(ctx, claims)
+	if err != nil {
+		return err
+	}
+	return n.Engine.Logs(ctx, instance.ID, options, w)
+}
+
+// Download gives the content that is on this node, or a snapshot from the stores when the token names one.
+func (n *Node) Download(ctx context.Context, claims dataport.Claims, request dataport.DownloadRequest, begin dataport.BeginDownload) error {
+	if claims.Snapshot != "" {
+		return n.downloadSnapshot(ctx, claims, request, begin)
+	}
+	content, _, err := n.Volumes.usable(claims.WorkspaceID, claims.Token) // invariant 5
+	if err != nil {
+		return fmt.Errorf("%w: %w", dataport.ErrNotHere, err)
+	}
+	dir, err := inside(content, request.Path)
+	if err != nil {
+		return err
+	}
+	info := dataport.DownloadInfo{Source: dataport.SourceNode, Time: time.Now(), Note: "the content as it is on node " + n.Name + " now; nothing runs on it"}
+	if instance, err := n.instance(ctx, claims); err == nil && instance.Status == engine.StatusRunning {
+		info.Source, info.Note = dataport.SourceLive, "the content as it is on node "+n.Name+" now; what is being written may be in the middle of a change"
+	}
+	w, err := begin(info)
+	if err != nil {
+		return err
+	}
+	omitted, err := snapshot.TarDirectory(ctx, dir, w)
+	if err != nil {
+		return fmt.Errorf("reading the content: %w", err)
+	}
+	for _, omission := range omitted {
+		if omission.Kind == snapshot.OmissionUnreadable {
+			return fmt.Errorf("%s could not be read (%s): what was sent is not all", omission.Path, omission.Reason)
+		}
+	}
+	return nil
+}
+
+// inside returns a directory below content, following no link on the way.
+func inside(content, path string) (string, error) {
+	path = strings.Trim(path, "/")
+	if path == "" || path == "." {
+		return content, nil
+	}
+	if !filepath.IsLocal(path) {
+		return "", fmt.Errorf("path %q leads out of the workspace: %w", path, dataport.ErrNotHere)
+	}
+	at := content
+	for _, part := range strings.Split(filepath.Clean(path), "/") {
+		at = filepath.Join(at, part)
+		info, err := os.Lstat(at)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			return "", fmt.Errorf("the workspace has no %q: %w", path, dataport.ErrNotHere)
+		case err != nil:
+			return "", fmt.Errorf("looking for %q: %w", path, err)
+		case !info.IsDir():
+			return "", fmt.Errorf("%q is not a directory: ask for the directory that it is in: %w", path, dataport.ErrNotHere)
+		}
+	}
+	return at, nil
+}
+
+func (n *Node) downloadSnapshot(ctx context.Context, claims dataport.Claims, request dataport.DownloadRequest, begin dataport.BeginDownload) error {
+	repository, err := n.repository(ctx, claims.WorkspaceID, claims.Sealed)
+	if err != nil {
+		return err
+	}
+	defer repository.Close()
+	stored, err := repository.Snapshots(ctx)
+	if err != nil {
+		return fmt.Errorf("reading snapshots: %w", err)
+	}
+	for _, found := range stored {
+		if found.ID != claims.Snapshot {
+			continue
+		}
+		w, err := begin(dataport.DownloadInfo{Source: dataport.SourceSnapshot, Time: found.Time, Snapshot: found.ID})
+		if err != nil {
+			return err
+		}
+		return repository.Dump(ctx, found.ID, request.Path, w, snapshot.DumpOptions{Archive: "tar"})
+	}
+	return fmt.Errorf("snapshot %s: %w: %w", claims.Snapshot, dataport.ErrNotHere, snapshot.ErrNoSnapshot)
+}

@@ -1,0 +1,166 @@
+package activities
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"holdfast/activities/pulse"
+	"holdfast/engine"
+	"holdfast/workspace"
+)
+
+// PrepareImage makes the image available on the node.
+func (n *Node) PrepareImage(ctx context.Context, input workspace.PrepareImageInput) (workspace.PrepareImageResult, error) {
+	var result workspace.PrepareImageResult
+	err := pulse.Run(ctx, n.Beater, pulse.Options{}, func(ctx context.Context) error {
+		if err := n.Lease.CheckNew(); err != nil { // invariant 7
+			return err
+		}
+		image, err := n.Engine.PrepareImage(ctx, input.Image, func(message string) { n.Logger.Info("preparing image", "image", input.Image, "progress", message) })
+		if err != nil {
+			return fmt.Errorf("preparing the image: %w", err)
+		}
+		result.Reference = image.Reference
+		if image.Made {
+			result.Notes = append(result.Notes, "no image was given and none could be pulled: it runs this machine's own programs")
+		}
+		if image.Cached {
+			result.Notes = append(result.Notes, "the registry could not be asked: the image that was on the node is used")
+		}
+		return nil
+	})
+	return result, classify(err)
+}
+
+// StartInstance creates and starts the container and waits until it takes commands. When it fails, nothing runs.
+func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceInput) (workspace.StartInstanceResult, error) {
+	var result workspace.StartInstanceResult
+	err := n.locked(ctx, input.Target, pulse.Options{}, func(ctx context.Context) error {
+		if err := n.Lease.CheckNew(); err != nil { // invariant 7
+			return err
+		}
+		content, mark, err := n.Volumes.usable(input.Target.WorkspaceID, input.Target.Token)
+		if err != nil {
+			return fmt.Errorf("starting: %w", err)
+		}
+		secrets, err := n.secrets(input.Secrets)
+		if err != nil {
+			return err
+		}
+		id, err := n.Engine.Create(ctx, engine.Spec{
+			Name:        "holdfast-" + workspace.InstanceName(input.Target.WorkspaceID, input.Target.Token),
+			Image:       input.Image,
+			Environment: secrets.Environment,
+			Labels:      n.labels(input.Target),
+			ContentDir:  content,
+			Hostname:    input.Target.Name,
+		})
+		if err != nil {
+			return fmt.Errorf("creating the instance: %w", err)
+		}
+		result.Container = id
+		if mark.State != contentStarted {
+			// Before anything can write to the content: from here on only a backup lets it go.
+			mark.State = contentStarted
+			if err := n.Volumes.mark(mark); err != nil {
+				return err
+			}
+		}
+		if err := n.run(ctx, id); err != nil {
+			// Whoever goes on must find nothing running; ctx may have ended.
+			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
+			return errors.Join(fmt.Errorf("starting the instance: %w", err), n.Engine.Stop(stop, id, time.Second))
+		}
+		return nil
+	})
+	return result, err
+}
+
+func (n *Node) run(ctx context.Context, id string) error {
+	if err := n.Engine.Start(ctx, id); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	err := n.Engine.Ready(ctx, id)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return permanent(workspace.ErrorStartFailed, errors.New("the instance did not become ready within two minutes"))
+	}
+	return err
+}
+
+func (n *Node) labels(target workspace.Target) map[string]string {
+	return map[string]string{
+		engine.LabelWorkspace: target.WorkspaceID,
+		engine.LabelToken:     strconv.FormatUint(target.Token, 10),
+		engine.LabelNode:      n.Name,
+	}
+}
+
+// StopInstance stops the container: nothing of it runs afterwards. One that is not there does not run.
+func (n *Node) StopInstance(ctx context.Context, input workspace.StopInstanceInput) error {
+	return n.locked(ctx, input.Target, pulse.Options{}, func(ctx context.Context) error {
+		return n.halt(ctx, n.labels(input.Target), time.Duration(input.GraceSeconds)*time.Second)
+	})
+}
+
+// halt stops every instance that carries the labels.
+func (n *Node) halt(ctx context.Context, labels map[string]string, grace time.Duration) error {
+	instances, err := n.Engine.List(ctx, labels)
+	if err != nil {
+		return fmt.Errorf("looking for instances to stop: %w", err)
+	}
+	return n.haltAll(ctx, instances, grace)
+}
+
+func (n *Node) haltAll(ctx context.Context, instances []engine.Instance, grace time.Duration) error {
+	for _, instance := range instances {
+		if instance.Status == engine.StatusExited || instance.Status == engine.StatusCreated {
+			continue
+		}
+		if err := n.Engine.Stop(ctx, instance.ID, grace); err != nil {
+			return fmt.Errorf("stopping instance %s: %w", instance.Name, err)
+		}
+	}
+	return nil
+}
+
+// dismiss stops and removes every instance that carries the labels. Content is not touched.
+func (n *Node) dismiss(ctx context.Context, labels map[string]string) error {
+	instances, err := n.Engine.List(ctx, labels)
+	if err != nil {
+		return fmt.Errorf("looking for instances to remove: %w", err)
+	}
+	return n.dismissAll(ctx, instances)
+}
+
+// dismissOlder stops and removes this node's instances of the workspace with tokens below the given one. One of the
+// same age or newer is left alone: what asks may be a late duplicate, and an engine may serve several nodes.
+func (n *Node) dismissOlder(ctx context.Context, target workspace.Target) error {
+	instances, err := n.Engine.List(ctx, map[string]string{engine.LabelWorkspace: target.WorkspaceID, engine.LabelNode: n.Name})
+	if err != nil {
+		return fmt.Errorf("looking for instances to remove: %w", err)
+	}
+	older := slices.DeleteFunc(instances, func(instance engine.Instance) bool {
+		token, err := strconv.ParseUint(instance.Labels[engine.LabelToken], 10, 64)
+		return err != nil || token >= target.Token
+	})
+	return n.dismissAll(ctx, older)
+}
+
+func (n *Node) dismissAll(ctx context.Context, instances []engine.Instance) error {
+	if err := n.haltAll(ctx, instances, 10*time.Second); err != nil {
+		return err
+	}
+	for _, instance := range instances {
+		if err := n.Engine.Remove(ctx, instance.ID); err != nil {
+			return fmt.Errorf("removing instance %s: %w", instance.Name, err)
+		}
+	}
+	return nil
+}

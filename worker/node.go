@@ -1,0 +1,289 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	enumspb "go.temporal.io/api/enums/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/temporal"
+	"go.temporal.io/sdk/worker"
+
+	"holdfast/activities"
+	"holdfast/dataport"
+	"holdfast/engine"
+	"holdfast/keys"
+	"holdfast/snapshot"
+	"holdfast/workspace"
+)
+
+// NodeConfig configures the agent of a node.
+type NodeConfig struct {
+	Config
+	// Name is the node's, as workspace.ValidateName wants it.
+	Name string
+	// DataDir holds everything of the node: content, trash, keys. Its file system is the node's disk.
+	DataDir string
+	// Engine runs instances. It is closed when the agent stops.
+	Engine engine.Engine
+	// Listen and Advertise are the data port's addresses (dataport.ServerOptions).
+	Listen, Advertise string
+	// Reserve is the room in bytes that stays free on the disk. Default 256 MiB.
+	Reserve int64
+	// Concurrency is how many activities the node runs at once. Default 8: backups are bound by disk and network, and
+	// what waits in the queue waits safely.
+	Concurrency int
+	// Version is the program's.
+	Version string
+	// Ready, when set, is called once the agent takes work.
+	Ready func()
+
+	// leased, when set, is given the lease: tests look at it.
+	leased func(*activities.Lease)
+}
+
+// RunNode runs the agent of a node until the context ends. Stopping leaves workspaces running: whoever starts the agent
+// again goes on with them.
+func RunNode(ctx context.Context, config NodeConfig) error {
+	if err := runNode(ctx, config); err != nil {
+		return fmt.Errorf("node %s: %w", config.Name, err)
+	}
+	return nil
+}
+
+func runNode(ctx context.Context, config NodeConfig) error {
+	var err error
+	if config.Config, err = config.applyDefaults(); err != nil {
+		return err
+	}
+	if err := workspace.ValidateName("node", config.Name); err != nil {
+		return err
+	}
+	if config.Engine == nil {
+		return errors.New("engine: none is configured; give one that runs instances")
+	}
+	defer config.Engine.Close()
+	if config.DataDir == "" {
+		return errors.New("data directory: none is configured; give one with --data-dir, on the disk that holds the workspaces")
+	}
+	if config.Reserve < 0 {
+		return fmt.Errorf("reserve: %d bytes: want 0 (the default) or more", config.Reserve)
+	}
+	if config.Concurrency <= 0 {
+		config.Concurrency = 8
+	}
+	logger := config.Logger.With("node", config.Name)
+	config.Logger = logger
+	if err := os.MkdirAll(config.DataDir, 0o700); err != nil {
+		return fmt.Errorf("making the data directory: %w; choose another with --data-dir, or make it writable", err)
+	}
+	release, err := holdDataDir(ctx, config.DataDir, logger)
+	if err != nil {
+		return err
+	}
+	defer release()
+	volumes, err := activities.OpenVolumes(config.DataDir)
+	if err != nil {
+		return err
+	}
+	identity, err := keys.LoadOrCreateNodeIdentity(filepath.Join(config.DataDir, "node.key"))
+	if err != nil {
+		return err
+	}
+	d, err := open(ctx, config.Config)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	// The lease has a connection of its own, so that a busy node never misses a beat.
+	work, err := d.connect(ctx, config.Name)
+	if err != nil {
+		return fmt.Errorf("connecting to Temporal: %w", err)
+	}
+	defer work.Close()
+	leases, err := d.connect(ctx, config.Name+"-lease")
+	if err != nil {
+		return fmt.Errorf("connecting to Temporal for the lease: %w", err)
+	}
+	defer leases.Close()
+
+	lease := &activities.Lease{}
+	if config.leased != nil {
+		config.leased(lease)
+	}
+	node := &activities.Node{
+		Name: config.Name, Engine: config.Engine, Volumes: volumes, Catalog: d.catalog, Identity: identity, Lease: lease,
+		Beater: work, Logger: logger, Reserve: config.Reserve, Snapshots: snapshot.Options{Logger: logger}, StorageNote: d.stale.note,
+	}
+	port, err := dataport.New(dataport.ServerOptions{
+		Listen: config.Listen, Advertise: config.Advertise, Node: config.Name, Dir: config.DataDir,
+		VerifyKey: lease.VerifyKey, Host: node, Logger: logger,
+	})
+	if err != nil {
+		return fmt.Errorf("opening the data port: %w", err)
+	}
+	portCtx, stopPort := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPort()
+	served := make(chan error, 1)
+	// Without its data port a node's content cannot be fetched: an agent that has lost it ends, and is started again.
+	ctx, lostPort := context.WithCancel(ctx)
+	defer lostPort()
+	go func() {
+		served <- port.Serve(portCtx)
+		lostPort()
+	}()
+
+	a := &agent{
+		config: config, volumes: volumes, lease: lease, client: leases,
+		info: workspace.NodeInfo{
+			Name: config.Name, Incarnation: uuid.NewString(), Recipient: identity.Recipient(),
+			Address: port.Address(), Fingerprint: port.Fingerprint(), Version: config.Version,
+		},
+	}
+	workWorker := worker.New(work, workspace.NodeQueue(config.Name), worker.Options{
+		DisableWorkflowWorker:              true,
+		WorkerStopTimeout:                  config.StopGrace,
+		MaxConcurrentActivityExecutionSize: config.Concurrency,
+		MaxConcurrentActivityTaskPollers:   2,
+	})
+	activities.RegisterNode(workWorker, node)
+	leaseWorker := worker.New(leases, workspace.LeaseQueue(config.Name), worker.Options{
+		DisableWorkflowWorker: true,
+		WorkerStopTimeout:     5 * time.Second,
+		// One that ends and one that begins.
+		MaxConcurrentActivityExecutionSize: 2,
+		MaxConcurrentActivityTaskPollers:   2,
+	})
+	activities.RegisterLease(leaseWorker, &activities.LeaseHolder{Lease: lease, Incarnation: a.info.Incarnation, Client: leases, Logger: logger})
+
+	a.scan(ctx)
+	go func() {
+		// Beside the work: deleting millions of files must keep the node neither from taking its lease nor from stopping.
+		if err := volumes.EmptyTrash(ctx); err != nil && ctx.Err() == nil {
+			logger.Warn("emptying the trash", "error", err)
+		}
+	}()
+	if err := leaseWorker.Start(); err != nil {
+		return fmt.Errorf("starting the lease worker: %w", err)
+	}
+	if err := workWorker.Start(); err != nil {
+		leaseWorker.Stop()
+		return fmt.Errorf("starting the worker: %w", err)
+	}
+	a.keepRegistered(ctx)
+
+	// In this order: refuse new streams, bring what is under way to a safe point, give the lease back.
+	logger.Info("agent stops")
+	stopPort()
+	err = <-served
+	workWorker.Stop()
+	leaseWorker.Stop()
+	return err
+}
+
+// agent announces the node and looks at what is on it.
+type agent struct {
+	config  NodeConfig
+	volumes *activities.Volumes
+	lease   *activities.Lease
+	client  client.Client
+	info    workspace.NodeInfo
+}
+
+// scan names what is on the node, and what belongs to nobody; nothing of it is ever removed by that (invariant 1).
+func (a *agent) scan(ctx context.Context) {
+	unknown, err := a.volumes.Unknown()
+	if err != nil {
+		a.config.Logger.Warn("looking for content that belongs to nobody", "error", err)
+	}
+	for _, name := range unknown {
+		a.config.Logger.Warn("a directory belongs to no instance; it is kept", "directory", name)
+	}
+	held, err := a.volumes.Held()
+	if err != nil {
+		a.config.Logger.Warn("looking for content", "error", err)
+	}
+	for _, content := range held {
+		a.config.Logger.Info("content is on this node", "content", content)
+	}
+	if info, err := a.config.Engine.Info(ctx); err != nil {
+		a.config.Logger.Warn("the engine does not answer", "error", err)
+	} else {
+		a.info.Engine, a.info.Notes = info.Kind, info.Notes
+	}
+}
+
+const (
+	registerEvery  = 3 * time.Second
+	registerWithin = 10 * time.Second
+)
+
+// keepRegistered announces the agent whenever it has no lease, until the context ends.
+func (a *agent) keepRegistered(ctx context.Context) {
+	ready := false
+	ticker := time.NewTicker(registerEvery)
+	defer ticker.Stop()
+	quick := time.NewTicker(100 * time.Millisecond)
+	defer quick.Stop()
+	announced := time.Time{}
+	for {
+		held := a.lease.Check() == nil
+		if held && !ready {
+			ready = true
+			quick.Stop()
+			a.config.Logger.Info("agent takes work", "address", a.info.Address, "engine", a.info.Engine)
+			if a.config.Ready != nil {
+				a.config.Ready()
+			}
+		}
+		if !held && time.Since(announced) >= registerEvery {
+			announced = time.Now()
+			if err := a.register(ctx); err != nil && ctx.Err() == nil {
+				a.config.Logger.Warn("announcing the node", "error", err)
+			}
+		}
+		select {
+		case <-ticker.C:
+		case <-quick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (a *agent) register(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, registerWithin)
+	defer cancel()
+	operation := a.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
+		ID:                       workspace.NodeWorkflowID(a.config.Name),
+		TaskQueue:                workspace.ControlQueue,
+		WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
+		StaticSummary:            "node " + a.config.Name,
+		TypedSearchAttributes:    temporal.NewSearchAttributes(temporal.NewSearchAttributeKeyKeyword(workspace.AttributeKind).ValueSet("node")),
+	}, workspace.NodeWorkflow, workspace.NodeInput{Node: a.config.Name})
+	handle, err := a.client.UpdateWithStartWorkflow(ctx, client.UpdateWithStartWorkflowOptions{
+		StartWorkflowOperation: operation,
+		UpdateOptions: client.UpdateWorkflowOptions{
+			UpdateName:   workspace.UpdateRegister,
+			Args:         []any{workspace.RegisterRequest{Info: a.info}},
+			WaitForStage: client.WorkflowUpdateStageCompleted,
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("registering: %w", err)
+	}
+	var state workspace.NodeState
+	if err := handle.Get(ctx, &state); err != nil {
+		var refused *temporal.ApplicationError
+		if errors.As(err, &refused) {
+			return fmt.Errorf("registering was refused: %w", err)
+		}
+		return fmt.Errorf("registering: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,387 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	enumspb "go.temporal.io/api/enums/v1"
+	failurepb "go.temporal.io/api/failure/v1"
+	"go.temporal.io/api/serviceerror"
+	workflowpb "go.temporal.io/api/workflow/v1"
+	"go.temporal.io/api/workflowservice/v1"
+	"go.temporal.io/sdk/client"
+	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/temporal"
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/workspace"
+)
+
+// control is what the commands need of Temporal. Every method honours its context and answers with errors of
+// explainRemote.
+type control interface {
+	// Start makes the workspace when it is not there and asks it to start, in one request.
+	Start(ctx context.Context, name, owner, requestID string, request workspace.StartRequest) (workspace.Accepted, error)
+	// Update asks an existing workspace for something. The same requestID asks for the same thing again.
+	Update(ctx context.Context, name, update, requestID string, request any) (workspace.Accepted, error)
+	State(ctx context.Context, name string) (workspace.State, error)
+	Pending(ctx context.Context, name string) ([]workspace.PendingActivity, error)
+	Workspaces(ctx context.Context) ([]listedWorkspace, error)
+	Nodes(ctx context.Context) ([]listedNode, error)
+	Access(ctx context.Context, input workspace.AccessInput) (workspace.AccessResult, error)
+	Snapshots(ctx context.Context, input workspace.SnapshotsInput) (workspace.SnapshotsResult, error)
+	Close()
+}
+
+// listedWorkspace is one line of `holdfast list`.
+type listedWorkspace struct {
+	Name         string    `json:"name"`
+	Owner        string    `json:"owner,omitempty"`
+	Phase        string    `json:"phase"`
+	Since        time.Time `json:"since,omitzero"`
+	Node         string    `json:"node,omitempty"`
+	LastSnapshot time.Time `json:"last_snapshot,omitzero"` // when the newest committed content was read
+	Reason       string    `json:"reason,omitempty"`
+	// Stale is set when the workspace itself could not be asked: the line is from Temporal's index, which lags.
+	Stale bool `json:"stale,omitempty"`
+}
+
+// listedNode is one line of `holdfast node list`.
+type listedNode struct {
+	Name    string    `json:"name"`
+	Phase   string    `json:"phase"`
+	Since   time.Time `json:"since,omitzero"`
+	Epoch   uint64    `json:"epoch,omitempty"`
+	Engine  string    `json:"engine,omitempty"`
+	Address string    `json:"address,omitempty"`
+	Version string    `json:"version,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
+	Stale   bool      `json:"stale,omitempty"`
+}
+
+const (
+	// answerWithin bounds one request that a control worker has to answer.
+	answerWithin = 20 * time.Second
+	// accessWithin bounds a short workflow: finding the ways to content may ask several stores that do not answer.
+	accessWithin = 2 * time.Minute
+	// listParallel is how many workspaces are asked at once for a list.
+	listParallel = 8
+)
+
+// temporalControl is control over a Temporal client.
+type temporalControl struct {
+	client   client.Client
+	data     converter.DataConverter
+	failures converter.FailureConverter
+	names    io.Closer // what resolved Temporal's name; nil when somebody else dialled
+}
+
+func (t *temporalControl) Close() {
+	t.client.Close()
+	if t.names != nil {
+		_ = t.names.Close() // nothing is asked any more
+	}
+}
+
+func (t *temporalControl) Start(ctx context.Context, name, owner, requestID string, request workspace.StartRequest) (workspace.Accepted, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	operation := t.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
+		ID:                       workspace.WorkflowID(name),
+		TaskQueue:                workspace.ControlQueue,
+		WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
+		// A deleted workspace's name may be used again; its repository has another id (invariant 6).
+		WorkflowIDReusePolicy: enumspb.WORKFLOW_ID_REUSE_POLICY_ALLOW_DUPLICATE,
+		TypedSearchAttributes: temporal.NewSearchAttributes(
+			temporal.NewSearchAttributeKeyKeyword(workspace.AttributeKind).ValueSet("workspace"),
+			temporal.NewSearchAttributeKeyKeyword(workspace.AttributeState).ValueSet(string(workspace.Pending)),
+			temporal.NewSearchAttributeKeyKeyword(workspace.AttributeOwner).ValueSet(owner),
+		),
+		StaticSummary: fmt.Sprintf("workspace %s of %s", name, owner),
+	}, workspace.WorkspaceWorkflow, workspace.Input{Name: name, Owner: owner})
+	handle, err := t.client.UpdateWithStartWorkflow(ctx, client.UpdateWithStartWorkflowOptions{
+		StartWorkflowOperation: operation,
+		UpdateOptions: client.UpdateWorkflowOptions{
+			UpdateID:     requestID,
+			UpdateName:   workspace.UpdateStart,
+			Args:         []any{request},
+			WaitForStage: client.WorkflowUpdateStageCompleted, // handlers record and return at once
+		},
+	})
+	return accepted(ctx, name, handle, err)
+}
+
+func (t *temporalControl) Update(ctx context.Context, name, update, requestID string, request any) (workspace.Accepted, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	handle, err := t.client.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
+		UpdateID:     requestID,
+		WorkflowID:   workspace.WorkflowID(name),
+		UpdateName:   update,
+		Args:         []any{request},
+		WaitForStage: client.WorkflowUpdateStageCompleted,
+	})
+	return accepted(ctx, name, handle, err)
+}
+
+func accepted(ctx context.Context, name string, handle client.WorkflowUpdateHandle, err error) (workspace.Accepted, error) {
+	var answer workspace.Accepted
+	if err == nil {
+		err = handle.Get(ctx, &answer)
+	}
+	if err != nil {
+		return workspace.Accepted{}, explainRemote(name, err)
+	}
+	return answer, nil
+}
+
+func (t *temporalControl) State(ctx context.Context, name string) (workspace.State, error) {
+	var state workspace.State
+	err := t.query(ctx, workspace.WorkflowID(name), &state)
+	return state, explainRemote(name, err)
+}
+
+func (t *temporalControl) query(ctx context.Context, workflowID string, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	value, err := t.client.QueryWorkflow(ctx, workflowID, "", workspace.QueryState)
+	if err != nil {
+		return err
+	}
+	return value.Get(answer)
+}
+
+func (t *temporalControl) Pending(ctx context.Context, name string) ([]workspace.PendingActivity, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	description, err := t.client.DescribeWorkflowExecution(ctx, workspace.WorkflowID(name), "")
+	if err != nil {
+		return nil, explainRemote(name, err)
+	}
+	var pending []workspace.PendingActivity
+	for _, activity := range description.GetPendingActivities() {
+		pending = append(pending, t.pendingActivity(activity))
+	}
+	return pending, nil
+}
+
+// pendingActivity decodes what the server says of an activity. What cannot be decoded is left out: it is for display.
+func (t *temporalControl) pendingActivity(info *workflowpb.PendingActivityInfo) workspace.PendingActivity {
+	activity := workspace.PendingActivity{
+		Name:    info.GetActivityType().GetName(),
+		State:   workspace.ActivityScheduled,
+		Attempt: info.GetAttempt(),
+	}
+	if info.GetState() == enumspb.PENDING_ACTIVITY_STATE_STARTED {
+		activity.State = workspace.ActivityStarted
+	}
+	if started := info.GetLastStartedTime(); started != nil {
+		activity.Started = started.AsTime()
+	}
+	// A scheduled later attempt is backing off until the time it is scheduled for.
+	if next := info.GetNextAttemptScheduleTime(); next != nil {
+		activity.NextAttempt = next.AsTime()
+	} else if info.GetState() == enumspb.PENDING_ACTIVITY_STATE_SCHEDULED && info.GetAttempt() > 1 && info.GetScheduledTime() != nil {
+		activity.NextAttempt = info.GetScheduledTime().AsTime()
+	}
+	if failure := info.GetLastFailure(); failure != nil {
+		activity.LastFailureType, activity.LastFailure = t.failure(failure)
+	}
+	if details := info.GetHeartbeatDetails(); len(details.GetPayloads()) > 0 {
+		var checkpoint workspace.BackupCheckpoint
+		if err := t.data.FromPayloads(details, &checkpoint); err == nil && checkpoint != (workspace.BackupCheckpoint{}) {
+			activity.Checkpoint = &checkpoint
+		}
+	}
+	return activity
+}
+
+// failure is the type and message of an attempt's failure, decoded.
+func (t *temporalControl) failure(encoded *failurepb.Failure) (kind, message string) {
+	err := t.failures.FailureToError(encoded)
+	var application *temporal.ApplicationError
+	var timeout *temporal.TimeoutError
+	switch {
+	case errors.As(err, &application):
+		return application.Type(), application.Message()
+	case errors.As(err, &timeout):
+		switch timeout.TimeoutType() {
+		case enumspb.TIMEOUT_TYPE_HEARTBEAT:
+			kind = workspace.TimeoutHeartbeat
+		case enumspb.TIMEOUT_TYPE_START_TO_CLOSE:
+			kind = workspace.TimeoutStartToClose
+		case enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START:
+			kind = workspace.TimeoutScheduleToStart
+		case enumspb.TIMEOUT_TYPE_SCHEDULE_TO_CLOSE, enumspb.TIMEOUT_TYPE_UNSPECIFIED:
+			kind = workspace.TimeoutScheduleToClose
+		}
+		return kind, timeout.Error()
+	default:
+		return "", err.Error()
+	}
+}
+
+// each calls visit for every open workflow of one kind that Temporal's index has.
+func (t *temporalControl) each(ctx context.Context, kind string, visit func(*workflowpb.WorkflowExecutionInfo)) error {
+	var page []byte
+	for {
+		asked, cancel := context.WithTimeout(ctx, answerWithin)
+		answer, err := t.client.ListWorkflow(asked, &workflowservice.ListWorkflowExecutionsRequest{
+			PageSize:      500,
+			NextPageToken: page,
+			Query:         fmt.Sprintf("%s = '%s' AND ExecutionStatus = 'Running'", workspace.AttributeKind, kind),
+		})
+		cancel()
+		if err != nil {
+			if isUnreachable(err) || errors.Is(err, context.DeadlineExceeded) {
+				return unreachable(err)
+			}
+			return fail(exitFailed, "listing %ss: %w", kind, err).
+				withMend("`holdfast doctor` checks that the search attributes are there")
+		}
+		for _, execution := range answer.GetExecutions() {
+			visit(execution)
+		}
+		if page = answer.GetNextPageToken(); len(page) == 0 {
+			return nil
+		}
+	}
+}
+
+func (t *temporalControl) Workspaces(ctx context.Context) ([]listedWorkspace, error) {
+	var lines []listedWorkspace
+	err := t.each(ctx, "workspace", func(execution *workflowpb.WorkflowExecutionInfo) {
+		line := listedWorkspace{
+			Name:  strings.TrimPrefix(execution.GetExecution().GetWorkflowId(), workspace.WorkflowID("")),
+			Phase: t.attribute(execution, workspace.AttributeState),
+			Owner: t.attribute(execution, workspace.AttributeOwner),
+		}
+		if at, err := time.Parse(time.RFC3339Nano, t.attribute(execution, workspace.AttributeLastSnapshot)); err == nil {
+			line.LastSnapshot = at
+		}
+		lines = append(lines, line)
+	})
+	if err != nil {
+		return nil, err
+	}
+	// The index lags and knows little: ask each workspace itself.
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(listParallel)
+	for i := range lines {
+		group.Go(func() error {
+			var state workspace.State
+			if err := t.query(groupCtx, workspace.WorkflowID(lines[i].Name), &state); err != nil {
+				lines[i].Stale = true
+				return ctx.Err()
+			}
+			lines[i] = listWorkspace(state)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(lines, func(a, b listedWorkspace) int { return strings.Compare(a.Name, b.Name) })
+	return lines, nil
+}
+
+// listWorkspace is a workspace's own state as one line.
+func listWorkspace(state workspace.State) listedWorkspace {
+	line := listedWorkspace{Name: state.Name, Owner: state.Owner, Phase: string(state.Phase), Since: state.Since, Reason: state.Reason}
+	switch {
+	case state.Instance != nil:
+		line.Node = state.Instance.Node
+	case state.Kept != nil:
+		line.Node = state.Kept.Node
+	}
+	if state.Head != nil {
+		line.LastSnapshot = state.Head.Time
+	}
+	return line
+}
+
+func (t *temporalControl) Nodes(ctx context.Context) ([]listedNode, error) {
+	var lines []listedNode
+	err := t.each(ctx, "node", func(execution *workflowpb.WorkflowExecutionInfo) {
+		lines = append(lines, listedNode{
+			Name:  strings.TrimPrefix(execution.GetExecution().GetWorkflowId(), workspace.NodeWorkflowID("")),
+			Phase: t.attribute(execution, workspace.AttributeState),
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(listParallel)
+	for i := range lines {
+		group.Go(func() error {
+			var state workspace.NodeState
+			if err := t.query(groupCtx, workspace.NodeWorkflowID(lines[i].Name), &state); err != nil {
+				lines[i].Stale = true
+				return ctx.Err()
+			}
+			lines[i] = listedNode{Name: lines[i].Name, Phase: string(state.Phase), Since: state.Since, Epoch: state.Epoch,
+				Engine: state.Info.Engine, Address: state.Info.Address, Version: state.Info.Version, Reason: state.Reason}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(lines, func(a, b listedNode) int { return strings.Compare(a.Name, b.Name) })
+	return lines, nil
+}
+
+// attribute reads one search attribute; they are never encrypted.
+func (t *temporalControl) attribute(execution *workflowpb.WorkflowExecutionInfo, name string) string {
+	payload, ok := execution.GetSearchAttributes().GetIndexedFields()[name]
+	if !ok {
+		return ""
+	}
+	var value string
+	if err := converter.GetDefaultDataConverter().FromPayload(payload, &value); err != nil {
+		return ""
+	}
+	return value
+}
+
+func (t *temporalControl) Access(ctx context.Context, input workspace.AccessInput) (workspace.AccessResult, error) {
+	var result workspace.AccessResult
+	err := t.execute(ctx, "access", input.Name, fmt.Sprintf("%s of workspace %s by %s", input.Verb, input.Name, input.Subject),
+		workspace.AccessWorkflow, input, &result)
+	return result, err
+}
+
+func (t *temporalControl) Snapshots(ctx context.Context, input workspace.SnapshotsInput) (workspace.SnapshotsResult, error) {
+	var result workspace.SnapshotsResult
+	err := t.execute(ctx, "snapshots", input.Name, "snapshots of workspace "+input.Name, workspace.SnapshotsWorkflow, input, &result)
+	return result, err
+}
+
+// execute runs one of the short workflows that answer a question.
+func (t *temporalControl) execute(ctx context.Context, kind, name, summary, workflowType string, input, result any) error {
+	waiting, cancel := context.WithTimeout(ctx, accessWithin)
+	defer cancel()
+	run, err := t.client.ExecuteWorkflow(waiting, client.StartWorkflowOptions{
+		ID:                       kind + "/" + name + "/" + newRequestID(),
+		TaskQueue:                workspace.ControlQueue,
+		WorkflowExecutionTimeout: accessWithin,
+		StaticSummary:            summary,
+	}, workflowType, input)
+	if err == nil {
+		err = run.Get(waiting, result)
+	}
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return explainRemote(name, err)
+	}
+	var notFound *serviceerror.NotFound
+	if errors.As(err, &notFound) {
+		return fail(exitFailed, "%s: %w", summary, err) // the question's own workflow is gone, not the workspace
+	}
+	return explainRemote(name, err)
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"holdfast/engine/detect"
+	"holdfast/engine/process"
+	"holdfast/storage/gcsemulator"
+	"holdfast/worker"
+	"holdfast/workspace"
+)
+
+// storageRole is the hidden command that serves the one-machine stack's GCS emulator.
+const storageRole = "storage-emulator"
+
+func (p *program) roleCommands() []*cli.Command {
+	return []*cli.Command{
+		{
+			Name: "worker", Usage: "run one of the two roles: a control worker, or the agent of a node",
+			Flags: []cli.Flag{
+				&cli.BoolFlag{Name: "control", Usage: "be a control worker: workflows, catalog, master key; any number may run"},
+				&cli.StringFlag{Name: "node", Usage: "be the agent of the node `NAME`"},
+				&cli.StringFlag{Name: "data-dir", EnvVars: []string{"HOLDFAST_DATA_DIR"}, Usage: "where a node keeps content and keys (`DIR`; default: nodes/NAME in the state directory)"},
+				&cli.StringFlag{Name: "engine", EnvVars: []string{"HOLDFAST_ENGINE"}, Usage: "container `ENGINE` of a node: auto, docker or process"},
+				&cli.StringFlag{Name: "listen", EnvVars: []string{"HOLDFAST_LISTEN"}, Usage: "`ADDRESS` of a node's data port (default 127.0.0.1:0)"},
+				&cli.StringFlag{Name: "advertise", EnvVars: []string{"HOLDFAST_ADVERTISE"}, Usage: "`ADDRESS` under which others reach the data port"},
+				&cli.StringFlag{Name: "log-format", EnvVars: []string{"HOLDFAST_LOG_FORMAT"}, Value: "text", Usage: "`FORMAT` of the log on standard error: text or json"},
+				&cli.StringFlag{Name: "log-level", EnvVars: []string{"HOLDFAST_LOG_LEVEL"}, Value: "info", Usage: "`LEVEL` of the log: debug, info, warn or error"},
+			},
+			Action: p.worker,
+		},
+		{
+			Name: storageRole, Hidden: true, Usage: "serve the one-machine stack's GCS emulator",
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "dir", Required: true},
+				&cli.StringFlag{Name: "listen", Required: true},
+				&cli.StringFlag{Name: "bucket", Required: true},
+			},
+			Action: p.storageEmulator,
+		},
+	}
+}
+
+// logger writes to standard error as the flags say.
+func (p *program) logger(c *cli.Context) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
+		return nil, usage("--log-level %q: want debug, info, warn or error", c.String("log-level"))
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch c.String("log-format") {
+	case "text":
+		return slog.New(slog.NewTextHandler(p.stderr, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(p.stderr, options)), nil
+	default:
+		return nil, usage("--log-format %q: want text or json", c.String("log-format"))
+	}
+}
+
+func (p *program) worker(c *cli.Context) error {
+	if _, err := arguments(c); err != nil {
+		return err
+	}
+	node := c.String("node")
+	switch {
+	case c.Bool("control") == (node != ""):
+		return usage("worker: want exactly one of --control and --node NAME")
+	case node != "":
+		if err := workspace.ValidateName("--node", node); err != nil {
+			return usage("%w", err)
+		}
+	}
+	logger, err := p.logger(c)
+	if err != nil {
+		return err
+	}
+	s, err := loadSettings(c)
+	if err != nil {
+		return err
+	}
+	d, err := findDeployment(s)
+	if err != nil {
+		return err
+	}
+	for _, store := range d.Stores {
+		if err := checkStoreAddress("--"+flagStore, store); err != nil {
+			return err
+		}
+	}
+	if err := d.requireStores(); err != nil {
+		return err
+	}
+	policy, err := d.policy()
+	if err != nil {
+		return err
+	}
+	target, codecKey, err := temporalTarget(c, s)
+	if err != nil {
+		return err
+	}
+	config := worker.Config{
+		Temporal: target, CodecKey: codecKey, Stores: d.Stores, Policy: policy.String(), GCSEndpoint: d.GCSEndpoint,
+		DNS: d.DNS, PrivateZones: d.PrivateZones, Logger: logger,
+	}
+	if node == "" {
+		masterKey, err := d.masterKeyURL()
+		if err != nil {
+			return err
+		}
+		return endedWell(c.Context, worker.RunControl(c.Context, worker.ControlConfig{Config: config, MasterKey: masterKey}))
+	}
+	return p.agent(c, d, config, node)
+}
+
+// agent runs a node's agent.
+func (p *program) agent(c *cli.Context, d deployment, config worker.Config, node string) error {
+	dir := c.String("data-dir")
+	if dir == "" {
+		dir = filepath.Join(d.StateDir, "nodes", node)
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return usage("--data-dir: %w", err)
+	}
+	kind := c.String("engine")
+	if kind == "" {
+		kind = d.Engine
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return fail(exitFailed, "finding this program, which supervises instances: %w", err)
+	}
+	containers, err := detect.Open(c.Context, kind, detect.Options{
+		Process: process.Options{Root: filepath.Join(dir, "engine"), Supervisor: []string{program, superviseRole}},
+		Logger:  config.Logger,
+	})
+	if err != nil {
+		return fail(exitFailed, "opening the container engine: %w", err).
+			withMend("start it and let this user use it, or run workspaces as processes with --engine process")
+	}
+	return endedWell(c.Context, worker.RunNode(c.Context, worker.NodeConfig{
+		Config: config, Name: node, DataDir: dir, Engine: containers, Listen: c.String("listen"), Advertise: c.String("advertise"),
+		Version: version(),
+	}))
+}
+
+// endedWell forgives a role that ends because it was told to.
+func endedWell(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, errInterrupted)) {
+		return nil
+	}
+	return err
+}
+
+func (p *program) storageEmulator(c *cli.Context) error {
+	emulator, err := gcsemulator.New(gcsemulator.Options{
+		Dir: c.String("dir"), Buckets: []string{c.String("bucket")},
+		Logger: slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: slog.LevelInfo})),
+	})
+	if err != nil {
+		return fmt.Errorf("opening the emulator's store: %w", err)
+	}
+	server, err := emulator.Serve(c.String("listen"), nil)
+	if err != nil {
+		return errors.Join(err, emulator.Close())
+	}
+	<-c.Context.Done()
+	return errors.Join(server.Close(), emulator.Close())
+}

@@ -1,0 +1,385 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"holdfast/workspace"
+)
+
+func (p *program) showCommands() []*cli.Command {
+	return []*cli.Command{
+		{Name: "list", Usage: "list the workspaces", Flags: []cli.Flag{
+			outputFlag(),
+			&cli.StringFlag{Name: flagOwner, Usage: "only those of this `NAME`"},
+			&cli.StringFlag{Name: "state", Usage: "only those in this `STATE`, such as Running"},
+		}, Action: p.list},
+		{Name: "show", Usage: "show everything known about a workspace", ArgsUsage: "NAME", Flags: []cli.Flag{outputFlag()}, Action: p.show},
+		{Name: "why", Usage: "say what is being done about a workspace, what is safe, and what you can do", ArgsUsage: "NAME",
+			Flags: []cli.Flag{outputFlag()}, Action: p.why},
+		{Name: "snapshots", Usage: "list a workspace's snapshots", ArgsUsage: "NAME", Flags: []cli.Flag{
+			outputFlag(),
+			&cli.BoolFlag{Name: "full", Usage: "print whole ids, one a line with its time, oldest first"},
+		}, Action: p.snapshots},
+		{Name: "node", Usage: "look at nodes", Subcommands: []*cli.Command{
+			{Name: "list", Usage: "list the nodes", Flags: []cli.Flag{outputFlag()}, Action: p.nodes},
+		}},
+	}
+}
+
+func (p *program) list(c *cli.Context) error {
+	asJSON, err := wantsJSON(c)
+	if err != nil {
+		return err
+	}
+	if _, err := arguments(c); err != nil {
+		return err
+	}
+	return p.withControl(c, func(ctx context.Context, control control, _ settings) error {
+		all, err := control.Workspaces(ctx)
+		if err != nil {
+			return err
+		}
+		var lines []listedWorkspace
+		for _, line := range all {
+			if owner := c.String(flagOwner); owner != "" && line.Owner != owner {
+				continue
+			}
+			if state := c.String("state"); state != "" && !strings.EqualFold(line.Phase, state) {
+				continue
+			}
+			lines = append(lines, line)
+		}
+		if asJSON {
+			return printJSON(p.stdout, listOf(lines))
+		}
+		renderWorkspaces(p.stdout, lines, p.now(), p.colours)
+		return nil
+	})
+}
+
+func renderWorkspaces(w io.Writer, lines []listedWorkspace, now time.Time, colours bool) {
+	if len(lines) == 0 {
+		fmt.Fprintln(w, "There are no workspaces. `holdfast start NAME` makes one.")
+		return
+	}
+	stale := false
+	rows := make([][]string, 0, len(lines))
+	for _, line := range lines {
+		phase := paint(line.Phase, colours)
+		if line.Stale {
+			phase, stale = phase+"?", true
+		}
+		rows = append(rows, []string{line.Name, phase, age(line.Since, now), orDash(line.Node), age(line.LastSnapshot, now), orDash(line.Owner)})
+	}
+	renderTable(w, []column{
+		{name: "name", flexible: true, least: 16}, {name: "state"}, {name: "since", right: true}, {name: "node", flexible: true, least: 8},
+		{name: "backup", right: true}, {name: "owner", flexible: true, least: 8},
+	}, rows)
+	if stale {
+		fmt.Fprintln(w, "? the workspace itself did not answer; this is from Temporal's index, which lags")
+	}
+}
+
+func (p *program) show(c *cli.Context) error {
+	name, err := workspaceName(c)
+	if err != nil {
+		return err
+	}
+	asJSON, err := wantsJSON(c)
+	if err != nil {
+		return err
+	}
+	return p.withControl(c, func(ctx context.Context, control control, _ settings) error {
+		state, err := control.State(ctx, name)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(p.stdout, state)
+		}
+		renderState(p.stdout, state, p.now(), p.colours)
+		return nil
+	})
+}
+
+// renderState writes what is known as "field  value" lines.
+func renderState(w io.Writer, state workspace.State, now time.Time, colours bool) {
+	plain := func(name, format string, args ...any) { writeField(w, name, fmt.Sprintf(format, args...)) }
+	plain("name", "%s", state.Name)
+	plain("id", "%s", state.ID)
+	plain("owner", "%s", state.Owner)
+	plain("created", "%s (%s ago)", moment(state.Created), age(state.Created, now))
+	plain("state", "%s for %s", paint(string(state.Phase), colours), age(state.Since, now))
+	plain("reason", "%s", state.Reason)
+	plain("image", "%s", imageOf(state))
+	if state.Spec.Volume.SizeBytes > 0 {
+		plain("volume", "%s, %s", state.Spec.Volume.Kind, size(state.Spec.Volume.SizeBytes))
+	}
+	plain("environment", "%s", strings.Join(state.Spec.Environment, ", "))
+	if state.Source.Kind != workspace.SourceEmpty {
+		plain("began as", "%s of %s", state.Source.Kind, state.Source.Describe)
+	}
+	if instance := state.Instance; instance != nil {
+		plain("instance", "%d on node %s for %s", instance.Token, instance.Node, age(instance.Began, now))
+		plain("container", "%s", instance.Container)
+		for _, note := range instance.Notes {
+			plain("note", "%s", note)
+		}
+	}
+	if kept := state.Kept; kept != nil {
+		plain("kept", "instance %d on node %s: %s", kept.Token, kept.Node, kept.Why)
+		plain("owed to", "%s", strings.Join(kept.Owed, ", "))
+	}
+	for _, left := range state.Left {
+		plain("left", "instance %d on node %s: %s", left.Token, left.Node, left.Why)
+	}
+	if head := state.Head; head != nil {
+		plain("snapshot", "%s", head.Snapshot)
+		if !head.Time.IsZero() {
+			plain("", "%s, %s (%s ago), %s files, %s", head.Kind, moment(head.Time), age(head.Time, now), count(head.Files), size(head.Bytes))
+		}
+		if head.Omitted > 0 {
+			plain("", "lacks %s things%s", count(head.Omitted), omissionLines(head.Omissions, head.Omitted))
+		}
+	}
+	if operation := state.Operation; operation != nil {
+		plain("doing", "%s: %s, since %s", operation.Kind, operation.Step, moment(operation.Began))
+	}
+	for _, operation := range state.Waiting {
+		plain("waiting", "%s, since %s", operation.Kind, moment(operation.Began))
+	}
+	if state.Block != nil {
+		plain("blocked", "%s%s", state.Block.Message, omissionLines(state.Block.Omissions, state.Block.Omitted))
+		plain("mend", "%s", state.Block.Mend)
+	}
+	for _, operation := range state.Recent {
+		result := "done"
+		switch {
+		case operation.Refused:
+			result = "refused: " + operation.Error
+		case operation.Failed:
+			result = "failed: " + operation.Error
+		case len(operation.Owed) > 0:
+			result = "done, owed to " + strings.Join(operation.Owed, ", ")
+		}
+		plain("recent", "%s at %s, took %s: %s", operation.Kind, moment(operation.Began), ago(operation.Ended.Sub(operation.Began)), result)
+	}
+}
+
+// fieldWidth is where values begin.
+const fieldWidth = 13
+
+// writeField writes one name and its value, wrapped below where the value begins.
+func writeField(w io.Writer, name, value string) { writeAt(w, fieldWidth, name, value) }
+
+func writeAt(w io.Writer, width int, name, value string) {
+	if value == "" {
+		return
+	}
+	for i, line := range strings.Split(value, "\n") {
+		if i > 0 {
+			name = ""
+		}
+		indent := width + len(line) - len(strings.TrimLeft(line, " "))
+		// A name may be followed by one space only; what comes after it begins in its column all the same.
+		wrapped := wrapText(strings.Repeat("x", max(indent, len(name)+1)-1)+" "+line, indent)
+		lead := fmt.Sprintf("%-*s", max(indent, len(name)+1), name)
+		fmt.Fprintln(w, strings.TrimRight(lead+wrapped[len(lead):], " "))
+	}
+}
+
+func imageOf(state workspace.State) string {
+	switch {
+	case state.Instance != nil && state.Instance.Image != "":
+		return state.Instance.Image
+	case state.Spec.Image != "":
+		return state.Spec.Image
+	default:
+		return "the engine's default"
+	}
+}
+
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05") + " UTC"
+}
+
+func (p *program) why(c *cli.Context) error {
+	name, err := workspaceName(c)
+	if err != nil {
+		return err
+	}
+	asJSON, err := wantsJSON(c)
+	if err != nil {
+		return err
+	}
+	return p.withControl(c, func(ctx context.Context, control control, _ settings) error {
+		state, err := control.State(ctx, name)
+		if err != nil {
+			return err
+		}
+		pending, err := control.Pending(ctx, name)
+		if err != nil {
+			return err
+		}
+		e := workspace.Explain(state, pending, p.now())
+		if asJSON {
+			return printJSON(p.stdout, e)
+		}
+		renderExplanation(p.stdout, e, p.now(), p.colours)
+		return nil
+	})
+}
+
+func renderExplanation(w io.Writer, e workspace.Explanation, now time.Time, colours bool) {
+	writeField(w, e.Name, paint(string(e.Phase), colours)+" for "+age(e.Since, now))
+	writeField(w, "reason", e.Reason)
+	writeField(w, "now", e.Doing)
+	if e.Attempt > 0 {
+		writeField(w, "attempt", strconv.Itoa(int(e.Attempt)))
+	}
+	if e.Failure != nil {
+		writeField(w, "last error", e.Failure.Words+" ("+string(e.Failure.Class)+")\n"+innermost(e.Failure.Error))
+		writeField(w, "helps", strings.ReplaceAll(e.Failure.Mend, "NAME", e.Name))
+	}
+	if !e.NextRetry.IsZero() {
+		writeField(w, "next try", "in "+ago(e.NextRetry.Sub(now))+", at "+moment(e.NextRetry))
+	}
+	writeField(w, "so far", e.Far)
+	for i, line := range e.Safe {
+		name := "safe"
+		if i > 0 {
+			name = ""
+		}
+		writeField(w, name, line)
+	}
+	for i, action := range e.Can {
+		name := "you can"
+		if i > 0 {
+			name = ""
+		}
+		// Not wrapped: a command that is broken over two lines cannot be copied.
+		fmt.Fprintf(w, "%-*s%s\n", fieldWidth, name, action.Command)
+		writeField(w, "", "  "+action.Does)
+	}
+}
+
+// innermost is the end of a long chain of causes, which is where the cause of them all is; -o json has the whole.
+func innermost(chain string) string {
+	const most = 120
+	causes := strings.Split(chain, ": ")
+	end := causes[len(causes)-1]
+	for i := len(causes) - 2; i >= 0 && len(causes[i])+2+len(end) <= most; i-- {
+		end = causes[i] + ": " + end
+	}
+	if len(end) < len(chain) {
+		return "… " + end
+	}
+	return end
+}
+
+func (p *program) snapshots(c *cli.Context) error {
+	name, err := workspaceName(c)
+	if err != nil {
+		return err
+	}
+	asJSON, err := wantsJSON(c)
+	if err != nil {
+		return err
+	}
+	return p.withControl(c, func(ctx context.Context, control control, _ settings) error {
+		result, err := control.Snapshots(ctx, workspace.SnapshotsInput{Name: name})
+		if err != nil {
+			return err
+		}
+		for _, note := range result.Notes {
+			fmt.Fprintln(p.stderr, wrapText("note: "+note, 6))
+		}
+		switch {
+		case asJSON:
+			result.Snapshots = listOf(result.Snapshots)
+			return printJSON(p.stdout, result)
+		case c.Bool("full"):
+			for _, line := range result.Snapshots {
+				fmt.Fprintln(p.stdout, line.Snapshot, moment(line.Time), line.Kind)
+			}
+			return nil
+		}
+		renderSnapshots(p.stdout, result.Snapshots, p.now())
+		return nil
+	})
+}
+
+func renderSnapshots(w io.Writer, lines []workspace.SnapshotLine, now time.Time) {
+	if len(lines) == 0 {
+		fmt.Fprintln(w, "There are no snapshots yet. `holdfast backup NAME` makes one.")
+		return
+	}
+	rows := make([][]string, 0, len(lines))
+	for _, line := range lines {
+		id := workspace.Short(line.Snapshot)
+		if line.Head {
+			id += " *"
+		}
+		lacks := "-"
+		if line.Omitted > 0 {
+			lacks = count(line.Omitted)
+		}
+		rows = append(rows, []string{id, line.Time.UTC().Format("2006-01-02 15:04"), age(line.Time, now), orDash(line.Kind),
+			count(line.Files), size(line.Bytes), lacks, strconv.Itoa(len(line.Providers))})
+	}
+	renderTable(w, []column{
+		{name: "snapshot"}, {name: "time (UTC)"}, {name: "age", right: true}, {name: "kind"},
+		{name: "files", right: true}, {name: "size", right: true}, {name: "lacks", right: true}, {name: "on", right: true},
+	}, rows)
+	fmt.Fprintln(w, "* the newest version; \"on\" is on how many stores it is; --full prints whole ids")
+}
+
+func (p *program) nodes(c *cli.Context) error {
+	asJSON, err := wantsJSON(c)
+	if err != nil {
+		return err
+	}
+	if _, err := arguments(c); err != nil {
+		return err
+	}
+	return p.withControl(c, func(ctx context.Context, control control, _ settings) error {
+		lines, err := control.Nodes(ctx)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(p.stdout, listOf(lines))
+		}
+		renderNodes(p.stdout, lines, p.now())
+		return nil
+	})
+}
+
+func renderNodes(w io.Writer, lines []listedNode, now time.Time) {
+	if len(lines) == 0 {
+		fmt.Fprintln(w, "There are no nodes. `holdfast worker --node NAME` on a machine makes it one.")
+		return
+	}
+	rows := make([][]string, 0, len(lines))
+	for _, line := range lines {
+		phase := orDash(line.Phase)
+		if line.Stale {
+			phase += "?"
+		}
+		rows = append(rows, []string{line.Name, phase, age(line.Since, now), orDash(line.Engine), orDash(line.Address), orDash(line.Reason)})
+	}
+	renderTable(w, []column{
+		{name: "node", flexible: true, least: 12}, {name: "state"}, {name: "since", right: true}, {name: "engine"}, {name: "data port"},
+		{name: "reason", flexible: true, least: 12},
+	}, rows)
+}

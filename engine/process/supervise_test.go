@@ -136,7 +136,7 @@ func TestKilledSupervisor(t *testing.T) {
 			e := newTestEngine(t, options)
 			mark := strconv.FormatInt(time.Now().UnixNano(), 10)
 			id := startTest(t, e, engine.Spec{Command: []string{"/bin/sh", "-c", "(setsid sleep " + mark + " &) ; exec sleep " + mark}})
-			require.Eventually(t, func() bool { return countProcesses(mark) == 2 }, 10*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return countSleepers(mark) == 2 }, 10*time.Second, 10*time.Millisecond)
 			found, err := e.load(id)
 			require.NoError(t, err)
 			if victim != "init" {
@@ -151,17 +151,24 @@ func TestKilledSupervisor(t *testing.T) {
 			}, 10*time.Second, 10*time.Millisecond, victim)
 			require.ErrorIs(t, e.Ready(t.Context(), id), engine.ErrNotRunning)
 			require.NoError(t, e.Stop(t.Context(), id, time.Second))
-			require.Zero(t, countProcesses(mark), "%s: strays are gone after Stop", victim)
+			require.Zero(t, countSleepers(mark), "%s: strays are gone after Stop", victim)
 			require.NoError(t, e.Start(t.Context(), id), "it can be started again")
 			require.NoError(t, e.Ready(t.Context(), id))
 			require.NoError(t, e.Stop(t.Context(), id, 0))
 			require.NoError(t, e.Remove(t.Context(), id))
-			require.Zero(t, countProcesses(mark))
+			require.Zero(t, countSleepers(mark))
 		}
 	})
 }
 
-func countProcesses(text string) int {
+func countSleepers(mark string) int {
+	return countProcesses(func(arguments string) bool {
+		return strings.HasPrefix(arguments, "sleep\x00") && strings.Contains(arguments, mark)
+	})
+}
+
+// countProcesses counts the processes of this machine whose arguments, a NUL after each, are as asked.
+func countProcesses(wanted func(arguments string) bool) int {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return -1
@@ -169,7 +176,7 @@ func countProcesses(text string) int {
 	count := 0
 	for _, entry := range entries {
 		data, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
-		if err == nil && strings.HasPrefix(string(data), "sleep\x00") && strings.Contains(string(data), text) {
+		if err == nil && wanted(string(data)) {
 			count++
 		}
 	}
@@ -237,8 +244,18 @@ func TestStartedOnce(t *testing.T) {
 	}
 	group.Wait()
 	require.NoError(t, e.Ready(t.Context(), id))
-	data, err := os.ReadFile(filepath.Join(content, "started"))
+	found, err := e.load(id)
 	require.NoError(t, err)
+	// Those that lost have reported by now and are about to exit; a second one that held the instance would stay.
+	require.Eventually(t, func() bool {
+		return countProcesses(func(arguments string) bool { return strings.HasSuffix(arguments, "\x00run\x00"+found.dir+"\x00") }) == 1
+	}, 10*time.Second, 10*time.Millisecond)
+	// Ready says that the command runs, not that its shell has come to its first line.
+	var data []byte
+	require.Eventually(t, func() bool {
+		data, err = os.ReadFile(filepath.Join(content, "started"))
+		return err == nil && len(data) > 0
+	}, 10*time.Second, 10*time.Millisecond)
 	require.Equal(t, "x\n", string(data))
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -96,8 +97,8 @@ func TestShutdownWaitsForStreams(t *testing.T) {
 	soon(t, running, "the stream")
 	stopped := make(chan error, 1)
 	go func() { stopped <- h.server.Shutdown(context.Background()) }()
-	require.Eventually(t, func() bool { return try(h.client(VerbDownload), VerbDownload) != nil }, waitLimit, time.Millisecond)
-	require.ErrorIs(t, try(h.client(VerbDownload), VerbDownload), ErrUnreachable)
+	// For a moment it may still listen, and refuse.
+	require.Eventually(t, func() bool { return errors.Is(try(h.client(VerbDownload), VerbDownload), ErrUnreachable) }, waitLimit, time.Millisecond)
 	select {
 	case <-stopped:
 		t.Fatal("the server was down before its stream had ended")
@@ -141,11 +142,11 @@ func TestShutdownCutsInTheEnd(t *testing.T) {
 			soon(t, running, "the stream")
 			ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 			defer cancel()
-			began := time.Now()
-			require.ErrorIs(t, h.server.Shutdown(ctx), context.DeadlineExceeded)
-			require.Less(t, time.Since(began), abandonTimeout, "it did not have to give the host up")
+			err := h.server.Shutdown(ctx)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.NotContains(t, err.Error(), "did not end", "it did not have to give the host up")
 			close(release)
-			err := <-first
+			err = <-first
 			require.Error(t, err)
 			if name == "waiting" {
 				require.ErrorIs(t, err, ErrShuttingDown)

@@ -304,60 +304,6 @@ func TestCreationThatWasInterrupted(t *testing.T) {
 	require.Len(t, allKeys(t, providers[0]), 2)
 }
 
-// TestLocks: a leftover lock never blocks a backup, an exclusive one in use does, and a backup leaves none.
-func TestLocks(t *testing.T) {
-	hostname, err := os.Hostname()
-	require.NoError(t, err)
-	dead := 1 << 22 // beyond what Linux gives
-	for name, test := range map[string]struct {
-		lock    lockFile
-		blocks  bool
-		removed bool
-	}{
-		"shared, of a dead process":       {lockFile{Time: time.Now(), Hostname: hostname, PID: dead}, false, true},
-		"shared, of a living process":     {lockFile{Time: time.Now(), Hostname: hostname, PID: os.Getppid()}, false, false},
-		"shared, of another host":         {lockFile{Time: time.Now(), Hostname: "elsewhere", PID: dead}, false, false},
-		"shared, old, of another host":    {lockFile{Time: time.Now().Add(-time.Hour), Hostname: "elsewhere", PID: 1}, false, true},
-		"exclusive, of another host":      {lockFile{Time: time.Now(), Exclusive: true, Hostname: "elsewhere", PID: 1}, true, false},
-		"exclusive, old, of another host": {lockFile{Time: time.Now().Add(-time.Hour), Exclusive: true, Hostname: "elsewhere", PID: 1}, false, false},
-		"exclusive, of a dead process":    {lockFile{Time: time.Now(), Exclusive: true, Hostname: hostname, PID: dead}, false, false},
-		"exclusive, of a broken clock":    {lockFile{Time: time.Now().Add(48 * time.Hour), Exclusive: true, Hostname: "elsewhere", PID: 1}, false, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			_, providers := memories(1)
-			r := newTestRepository(t, storage.PolicyAll, providers...)
-			id, _, err := r.storeFile(t.Context(), lockPrefix, test.lock)
-			require.NoError(t, err)
-			overwrite(t, providers[0], lockPrefix+blobID{7}.String(), []byte("not a lock"))
-			var during []string
-			r.moments.listed = func(string) { during = allKeys(t, providers[0]) }
-			_, err = r.Backup(t.Context(), t.TempDir(), BackupOptions{})
-			if test.blocks {
-				require.ErrorIs(t, err, ErrLocked)
-				require.True(t, storage.Retryable(err))
-			} else {
-				require.NoError(t, err)
-				locks := 0
-				for _, key := range during {
-					if strings.HasPrefix(key, lockPrefix) {
-						locks++
-					}
-				}
-				require.Equal(t, test.removed, locks == 2, "the unreadable one, ours, and the one that may be left")
-			}
-			left := []string{lockPrefix + blobID{7}.String()}
-			if !test.removed {
-				left = append(left, lockPrefix+id.String())
-			}
-			for _, key := range allKeys(t, providers[0]) {
-				if strings.HasPrefix(key, lockPrefix) {
-					require.Contains(t, left, key)
-				}
-			}
-		})
-	}
-}
-
 // TestCancellation ends soon, with the context's error, and leaves no lock behind.
 func TestCancellation(t *testing.T) {
 	faults, providers := memories(1)

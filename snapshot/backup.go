@@ -166,7 +166,7 @@ func (b *backup) scanAndCopy(ctx context.Context) (*scanDir, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	copying, ctx := errgroup.WithContext(ctx)
-	copying.Go(func() error { return b.inventory.copyMissing(ctx) })
+	copying.Go(func() error { return b.inventory.copyMissing(ctx, b.packer) })
 	top, err := b.scan(ctx)
 	if err != nil {
 		cancel()

@@ -146,6 +146,12 @@ func (b *packBuilder) fits(length int) bool {
 	return b.header+compressedEntrySize+envelopeOverhead <= maxHeaderSize && int64(len(b.buffer)+length) < maxPackSize/2
 }
 
+// sizeWith is the size of the pack when a blob is added and nothing more.
+func (b *packBuilder) sizeWith(length int, plain uint32) int {
+	entry := blobLocation{plain: plain}
+	return len(b.buffer) + length + b.header + int(entry.headerSize()) + packFrameSize
+}
+
 // add appends a sealed blob; plain is 0 for one that is not compressed.
 func (b *packBuilder) add(id blobID, sealed []byte, plain uint32) {
 	location := blobLocation{kind: b.kind, offset: uint32(len(b.buffer)), length: uint32(len(sealed)), plain: plain}

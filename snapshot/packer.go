@@ -16,13 +16,23 @@ const (
 	// openDataPacks is how many packs of data are filled at once. Each blob goes to a random one, so that the order and
 	// sizes of blobs in a pack do not show the sizes of the chunks of one file.
 	openDataPacks = 2
-	// packUploads is how many packs are on their way at once: what an interruption can cost.
+	// packUploads is how many packs are on their way at once, copies of older ones included: what an interruption can
+	// cost. See MaxInFlight.
 	packUploads = 2
 	// indexBlobs is how many blobs an index file names at most, give or take a pack; restic has the same number.
 	indexBlobs = 50_000
 	// packSlack is room for a pack's header, and for a blob that goes a little beyond the pack's size.
 	packSlack = 1 << 20
 )
+
+// DefaultPackSize is the default of Options.PackSize, in bytes.
+const DefaultPackSize = 16 << 20
+
+// MaxInFlight is how many bytes of packs a backup has on their way to one provider at any moment, at most, with packs of
+// DefaultPackSize: what a kill, or the loss of every connection, can make be sent again. Not counted are the small
+// objects besides packs, and the tree of a directory so large that it makes a pack of its own (tens of thousands of
+// entries).
+const MaxInFlight = packUploads * DefaultPackSize
 
 // packer fills packs in memory and uploads them, and writes index files as it goes. Its memory is bounded by the
 // number of its buffers: who adds a blob waits while all are full or on their way.
@@ -32,7 +42,7 @@ type packer struct {
 	upload context.Context
 
 	buffers chan []byte
-	slots   chan struct{} // one per upload
+	slots   chan struct{} // one per pack on its way
 
 	mu   sync.Mutex
 	open [2][]*packBuilder // by type; nil where none is being filled
@@ -103,8 +113,7 @@ func (p *packer) add(ctx context.Context, kind blobType, id blobID, sealed []byt
 		slot = rand.IntN(n)
 	}
 	builder := p.open[kind][slot]
-	full := p.r.options.PackSize - packFrameSize
-	if builder != nil && (len(builder.buffer)+builder.header+len(sealed) > full || !builder.fits(len(sealed))) {
+	if builder != nil && (builder.sizeWith(len(sealed), plain) > p.r.options.PackSize || !builder.fits(len(sealed))) {
 		p.open[kind][slot] = nil
 		p.send(builder)
 		builder = nil

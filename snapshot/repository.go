@@ -88,7 +88,7 @@ func (o *Options) applyDefaults() error {
 		o.Concurrency = runtime.GOMAXPROCS(0)
 	}
 	if o.PackSize == 0 {
-		o.PackSize = 16 << 20
+		o.PackSize = DefaultPackSize
 	}
 	if o.PackSize < 4<<20 || o.PackSize > 128<<20 {
 		return fmt.Errorf("a pack size of %d bytes is not between 4 and 128 MiB: %w", o.PackSize, storage.ErrInvalid)

@@ -93,6 +93,12 @@ func (v *inventory) owe(url string, err error) {
 	}
 }
 
+func (v *inventory) owes(url string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.owed[url] != nil
+}
+
 // adopt takes in the packs that no index file names, by the authenticated headers at their ends. They are what a backup
 // that was killed, here or on another node, had stored since its last index.
 func (v *inventory) adopt(ctx context.Context, p *packer) (adopted int, err error) {
@@ -154,7 +160,11 @@ func (v *inventory) header(ctx context.Context, id blobID, key string) ([]packed
 
 // copyMissing copies to every provider that was listed what it lacks, or has with a wrong size, and another one has: as
 // ciphertext, its hash verified on the way. What a provider does not take it owes.
-func (v *inventory) copyMissing(ctx context.Context) error {
+//
+// Copies are on their way in the packer's places, so that an interruption costs no more than without them, and one at a
+// time, so that a provider that hangs leaves a place to what is new.
+func (v *inventory) copyMissing(ctx context.Context, p *packer) error {
+	sending := make(chan struct{}, packUploads-1)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(packUploads)
 	for _, provider := range v.r.store.providers() {
@@ -170,7 +180,7 @@ func (v *inventory) copyMissing(ctx context.Context) error {
 			if at >= 0 && holders[at].Size == size {
 				continue
 			}
-			group.Go(func() error { return v.copy(ctx, provider, key, size, at >= 0) })
+			group.Go(func() error { return v.copy(ctx, p, sending, provider, key, size, at >= 0) })
 		}
 	}
 	if err := group.Wait(); err != nil {
@@ -204,11 +214,8 @@ func (v *inventory) rightSize(key string, holders []heldObject) (int64, bool) {
 	return size, size <= maxUnpackedSize
 }
 
-func (v *inventory) copy(ctx context.Context, to storage.Provider, key string, size int64, replace bool) error {
-	v.mu.Lock()
-	failed := v.owed[to.URL()]
-	v.mu.Unlock()
-	if failed != nil {
+func (v *inventory) copy(ctx context.Context, p *packer, sending chan struct{}, to storage.Provider, key string, size int64, replace bool) error {
+	if v.owes(to.URL()) {
 		return nil // it will not take this one either; a later backup or repair tries again
 	}
 	data, err := v.r.store.load(ctx, key, 0, size, func(data []byte) error { return v.r.checkObject(key, data) })
@@ -221,6 +228,17 @@ func (v *inventory) copy(ctx context.Context, to storage.Provider, key string, s
 			return nil
 		}
 		v.owe(to.URL(), fmt.Errorf("%s cannot be copied to it: %w", key, err))
+		return nil
+	}
+	for _, places := range []chan struct{}{sending, p.slots} {
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if v.owes(to.URL()) { // by now
 		return nil
 	}
 	if _, err := to.Put(ctx, key, data, storage.PutOptions{CreateOnly: !replace}); err != nil {

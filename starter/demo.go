@@ -17,6 +17,7 @@ import (
 	"holdfast/engine"
 	"holdfast/engine/detect"
 	"holdfast/engine/process"
+	"holdfast/snapshot"
 	"holdfast/workspace"
 )
 
@@ -64,8 +65,8 @@ func (s *demoSpace) problem(format string, args ...any) {
 func (s *demoSpace) againBytes() int64 { return max(s.received-s.stored, 0) }
 
 // mostInFlight is what a backup may send again: it was cut twice, by the move of the storage and by the death of the
-// agent, and each time two packs were on their way. A pack is closed at 16 MiB, by a last chunk of at most 8.
-const mostInFlight = 2 * 2 * (24 << 20)
+// agent. The last part is for small objects that come and go, such as locks.
+const mostInFlight = 2*snapshot.MaxInFlight + 1<<20
 
 func (p *program) demoCommand() *cli.Command {
 	return &cli.Command{

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"holdfast/snapshot"
 	"holdfast/storage/gcsemulator"
 	"holdfast/workspace"
 )
@@ -93,10 +94,7 @@ func TestKilledAgentResumes(t *testing.T) {
 	node, content := contentDir(t, s, "web")
 	before := manifest(t, content)
 	base := s.stats(t, "holdfast/").Received
-	const (
-		inFlight = 2 * (24 << 20) // two packs at once to a store; one is closed at 16 MiB, by a last chunk of at most 8
-		small    = 1 << 20        // of objects that come and go, such as the repository's lock
-	)
+	const small = 1 << 20 // of objects that come and go, such as the repository's lock
 
 	// Slow enough that every kill is in the middle of it, wherever that is.
 	total := int64(files) * fileSize
@@ -122,7 +120,7 @@ func TestKilledAgentResumes(t *testing.T) {
 		done++
 		cut := s.beyond(t)
 		t.Logf("kill %d after %s: %d MiB received, %d KiB cut by this kill", done, time.Since(began).Round(time.Millisecond), (s.stats(t, "holdfast/").Received-base)>>20, (cut-beyond)>>10)
-		require.LessOrEqual(t, cut-beyond, int64(inFlight+small), "more was lost by one kill than was on its way, or what was stored was sent again")
+		require.LessOrEqual(t, cut-beyond, int64(snapshot.MaxInFlight+small), "more was lost by one kill than was on its way, or what was stored was sent again")
 		beyond = cut
 		require.NoError(t, agent.Start(t.Context()))
 		received := s.stats(t, "holdfast/").Received
@@ -187,7 +185,7 @@ func TestControlAndTemporalDie(t *testing.T) {
 	require.NoDirExists(t, content)
 	stats := s.stats(t, "holdfast/")
 	t.Logf("received %d, stored %d", stats.Received, stats.ObjectBytes)
-	require.LessOrEqual(t, stats.Received-stats.ObjectBytes, int64(2*(24<<20)), "an outage of Temporal must not make what is stored be sent again")
+	require.LessOrEqual(t, stats.Received-stats.ObjectBytes, int64(snapshot.MaxInFlight+1<<20), "an outage of Temporal must not make what is stored be sent again")
 	must(t, s, 0, nil, "start", "web", "--not-node", node)
 	_, restored := contentDir(t, s, "web")
 	requireSame(t, before, restored)

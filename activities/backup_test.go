@@ -133,11 +133,17 @@ func TestBackupResumes(t *testing.T) {
 	require.NoError(t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target}))
 	isPack := func(key string) bool { return strings.Contains(key, "/data/") }
 	isSnapshot := func(key string) bool { return strings.Contains(key, "/snapshots/") }
-	for _, store := range r.stores {
-		store.Inject(faulty.Rule{Op: faulty.Put, Match: isSnapshot, Kind: faulty.Error, Times: 50})
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+	// It is cut at the last moment: all packs are stored, the snapshot is not.
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	for _, store := range r.stores {
+		store.Inject(faulty.Rule{Op: faulty.Put, Kind: faulty.Error, Match: func(key string) bool {
+			if isSnapshot(key) {
+				cancel()
+			}
+			return isSnapshot(key)
+		}})
+	}
 	_, err := run(r, func(inner context.Context, input workspace.BackupInput) (workspace.BackupResult, error) {
 		inner, stop := context.WithCancel(inner)
 		defer stop()

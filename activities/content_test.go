@@ -214,7 +214,7 @@ func (r *rig) awaited(token uint64) {
 		defer r.node.uploads.mutex.Unlock()
 		expected := r.node.uploads.expected[workspace.InstanceName(id, token)]
 		return expected != nil && expected.awaited
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 }
 
 // cutReader ends as a stream does whose sender went away.

@@ -249,8 +249,9 @@ func (b *logBuffer) String() string {
 
 var cheap = snapshot.Options{KDF: snapshot.KDFParameters{N: 1024, R: 8, P: 1}, PackSize: 4 << 20}
 
-// impatient leaves trying again to the activity's next attempt.
-var impatient = storage.MirrorOptions{RetryFor: -1, LagTimeout: time.Second, StallTimeout: 5 * time.Second}
+// impatient leaves trying again to the activity's next attempt. It waits long for a store in memory, which is late only when
+// the machine is.
+var impatient = storage.MirrorOptions{RetryFor: -1, LagTimeout: 30 * time.Second, StallTimeout: time.Minute}
 
 func newRig(t *testing.T, policy storage.Policy) *rig {
 	t.Helper()
@@ -322,7 +323,7 @@ func run[I, R any](r *rig, function func(context.Context, I) (R, error), input I
 	var result R
 	var suite testsuite.WorkflowTestSuite
 	environment := suite.NewTestActivityEnvironment()
-	environment.SetTestTimeout(20 * time.Second)
+	environment.SetTestTimeout(3 * time.Minute)
 	environment.RegisterActivity(function)
 	value, err := environment.ExecuteActivity(function, input)
 	if err != nil {

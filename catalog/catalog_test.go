@@ -209,7 +209,7 @@ func TestFindIDWithAStoreAway(t *testing.T) {
 func TestSilentProvider(t *testing.T) {
 	ctx := context.Background()
 	c, a, _ := stores(storage.PolicyAny)
-	c.AnswerWithin(50 * time.Millisecond)
+	c.AnswerWithin(2 * time.Second) // the other one has to answer within it, on a busy machine too
 	for _, op := range []faulty.Op{faulty.Put, faulty.Get, faulty.Stat, faulty.List} {
 		a.Inject(faulty.Rule{Op: op, Kind: faulty.Hang})
 	}

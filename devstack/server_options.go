@@ -35,7 +35,8 @@ type TemporalOptions struct {
 	Port, UIPort int
 	// Headless runs no Web UI.
 	Headless bool
-	// CodecEndpoint is the URL with which the Web UI decodes payloads (keys.CodecHandler). Default: none.
+	// CodecEndpoint is what the Web UI's pages call to decode payloads (keys.CodecHandler): a URL, or a path on the Web
+	// UI's own host and port. Default: none.
 	CodecEndpoint string
 	// SearchAttributes are registered in the namespace. Default: SearchAttributes().
 	SearchAttributes map[string]enumspb.IndexedValueType

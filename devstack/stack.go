@@ -18,7 +18,7 @@ import (
 )
 
 // Stack is everything on one machine: Temporal, the object stores with DNS servers of their own, a control worker and
-// agents, each a child process; only the DNS servers and the codec endpoint are in this process.
+// agents, each a child process; only the DNS servers and the front of the Web UI are in this process.
 type Stack struct {
 	options StackOptions
 	lock    *os.File
@@ -28,7 +28,7 @@ type Stack struct {
 	target   client.Options
 	client   client.Client
 	dns      []*dnsserver.Server
-	codec    *http.Server
+	webUI    *http.Server
 	storage  *Component
 	control  *Component
 	nodes    []*Component
@@ -200,8 +200,8 @@ func (s *Stack) stopAll(ctx context.Context) error {
 		note(s.temporal.Stop(ctx))
 		s.say(EventStopped, "temporal", "")
 	}
-	if s.codec != nil {
-		note(s.codec.Close())
+	if s.webUI != nil {
+		note(s.webUI.Close())
 	}
 	s.watching.Wait()
 	for _, server := range s.dns {

@@ -78,7 +78,7 @@ type StackOptions struct {
 	// or the person's Temporal configuration leads the children to another.
 	External *client.Options
 	// Temporal is about the stack's own server; Dir, CodecEndpoint, Log and Progress are set by the stack, and Binary by
-	// FindTemporal when it is empty.
+	// FindTemporal when it is empty. UIPort is where people open the Web UI: the stack answers there, the server behind it.
 	Temporal TemporalOptions
 
 	// Progress is told what happens, in order, from one goroutine at a time; it must not call the Stack. Default: nobody.

@@ -6,8 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"path/filepath"
 	"time"
 
@@ -61,12 +59,12 @@ func (s *Stack) startTemporal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The endpoint's port has to be known before Temporal's Web UI starts, and the UI's before the endpoint answers.
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	// The codec endpoint's port has to be known before the server starts, and the server's before the endpoint answers.
+	listener, err := s.listenWebUI()
 	if err != nil {
-		return fmt.Errorf("listening for the codec endpoint: %w", err)
+		return err
 	}
-	s.file.CodecEndpoint = "http://" + listener.Addr().String()
+	s.file.CodecEndpoint = "http://" + listener.Addr().String() + codecPath
 	s.file.CodecToken, err = newToken()
 	if err == nil && s.options.External != nil {
 		s.target = *s.options.External
@@ -74,7 +72,7 @@ func (s *Stack) startTemporal(ctx context.Context) error {
 		err = s.startOwnTemporal(ctx)
 	}
 	if err == nil {
-		err = s.serveCodec(listener, codec)
+		err = s.serveWebUI(listener, codec)
 	}
 	if err != nil {
 		return errors.Join(err, listener.Close())
@@ -120,14 +118,14 @@ func (s *Stack) startOwnTemporal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	options.Dir, options.CodecEndpoint = filepath.Join(s.options.DataDir, "temporal"), s.file.CodecEndpoint
+	// A path without a host: it is right under whatever name and port the Web UI was opened with.
+	options.Dir, options.CodecEndpoint, options.UIPort = filepath.Join(s.options.DataDir, "temporal"), codecPath, 0
 	options.Log, options.Progress = log, note
 	options.started = func(t *Temporal, run *childRun) { s.watching.Go(func() { s.watchTemporal(t, run) }) }
 	if s.temporal, err = StartTemporal(ctx, options); err != nil {
 		return err
 	}
 	s.target = client.Options{HostPort: s.temporal.Address(), Namespace: s.temporal.Namespace()}
-	s.file.UIURL = s.temporal.UIURL()
 	s.say(EventReady, "temporal", "")
 	return nil
 }
@@ -159,25 +157,6 @@ func newToken() (string, error) {
 		return "", fmt.Errorf("making the codec endpoint's token: %w", err)
 	}
 	return hex.EncodeToString(token[:]), nil
-}
-
-// serveCodec answers the Web UI on the listener.
-func (s *Stack) serveCodec(listener net.Listener, codec converter.PayloadCodec) error {
-	var origins []string
-	if s.temporal != nil && s.temporal.UIURL() != "" {
-		origins = []string{s.temporal.UIURL(), fmt.Sprintf("http://localhost:%d", s.temporal.uiPort)}
-	}
-	handler, err := keys.CodecHandler(codec, keys.CodecServerOptions{AllowedOrigins: origins, Token: s.file.CodecToken})
-	if err != nil {
-		return err
-	}
-	s.codec = &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
-	s.watching.Go(func() {
-		if err := s.codec.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			s.tell(Event{Kind: EventDied, Component: "codec", Err: err})
-		}
-	})
-	return nil
 }
 
 // controlPolls says that the control worker that is about to be started polls its queue.

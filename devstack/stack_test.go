@@ -125,6 +125,7 @@ func TestStack(t *testing.T) {
 	}
 	require.Equal(t, http.StatusOK, decode(file.CodecToken))
 	require.Equal(t, http.StatusUnauthorized, decode("guessed"))
+	requireWebUIDecodes(t, file)
 
 	// A second stack on the directory is refused, and disturbs nothing.
 	second := stackOptions(dir)

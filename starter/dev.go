@@ -154,11 +154,11 @@ func describeStack(w io.Writer, file devstack.StackFile) {
 	fmt.Fprintln(w, "Holdfast runs on this machine.")
 	fmt.Fprintln(w)
 	writeField(w, "Temporal", file.TemporalAddress+", namespace "+file.Namespace)
-	writeField(w, "Web UI", file.UIURL)
-	if login := file.LoginURL(); login != "" {
+	if file.UIURL != "" {
+		writeField(w, "Web UI", file.UIURL)
 		// Not wrapped: an address that is broken over two lines cannot be clicked.
-		fmt.Fprintf(w, "%-*s%s\n", fieldWidth, "", login)
-		writeField(w, "", "open this address once in the browser, so that the Web UI may decode payloads; it holds a secret")
+		fmt.Fprintf(w, "%-*s%s\n", fieldWidth, "", file.LoginURL())
+		writeField(w, "", "opened with this address it shows payloads decoded; the address holds a secret")
 	}
 	writeField(w, "stores", strings.Join(file.Stores, ", ")+" (policy "+file.Policy+")")
 	writeField(w, "nodes", strings.Join(file.Nodes, ", "))

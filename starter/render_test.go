@@ -109,7 +109,7 @@ func TestRendering(t *testing.T) {
 	golden(t, "dev", rendered(func() {
 		master, _ := keys.LocalKeyURL("/var/lib/holdfast/keys/master.key")
 		describeStack(&out, devstack.StackFile{DataDir: "/var/lib/holdfast", TemporalAddress: "127.0.0.1:7233", Namespace: "holdfast", UIURL: "http://127.0.0.1:8233",
-			CodecEndpoint: "http://127.0.0.1:8081", CodecToken: "token", MasterKey: master, Stores: []string{"gs://holdfast", "file:///var/lib/holdfast/store"}, Policy: "any",
+			CodecEndpoint: "http://127.0.0.1:8233/codec", CodecToken: "token", MasterKey: master, Stores: []string{"gs://holdfast", "file:///var/lib/holdfast/store"}, Policy: "any",
 			Nodes: []string{"node-1", "node-2"}})
 	}))
 	golden(t, "errors", rendered(func() {

@@ -167,7 +167,7 @@ func (d *demo) bringUp(ctx context.Context) error {
 	d.stack = stack
 	options := stack.ClientOptions()
 	d.control = &temporalControl{client: stack.Client(), data: options.DataConverter, failures: options.FailureConverter}
-	d.out.say("The stack is up. Temporal's Web UI: %s", stack.File().UIURL)
+	d.out.say("The stack is up. Temporal's Web UI, payloads decoded: %s", stack.File().LoginURL())
 	d.out.say("Policy \"all\": a stop is acknowledged when both stores hold the snapshot whole.")
 	return nil
 }

@@ -237,6 +237,7 @@ func TestRemovalGivenUp(t *testing.T) {
 		}()
 		return r.node.RemoveInstance(inner, input)
 	}, input)
+	require.ErrorContains(t, err, "looking for the commit of", "what it was at when the store hung")
 	require.ErrorContains(t, err, context.Canceled.Error())
 	require.NotContains(t, err.Error(), context.DeadlineExceeded.Error(), "the store was waited for until its own time was over")
 	require.FileExists(t, filepath.Join(r.content(1), "notes.txt"))

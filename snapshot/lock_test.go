@@ -323,3 +323,28 @@ func TestRenewedLock(t *testing.T) {
 	require.NoError(t, err)
 	requireWhole(t, r, result.Snapshot)
 }
+
+// deleteHook does something after each removal.
+type deleteHook struct {
+	storage.Provider
+
+	mu    sync.Mutex
+	after func(key string)
+}
+
+func (p *deleteHook) set(after func(key string)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.after = after
+}
+
+func (p *deleteHook) Delete(ctx context.Context, key string) error {
+	err := p.Provider.Delete(ctx, key)
+	p.mu.Lock()
+	after := p.after
+	p.mu.Unlock()
+	if after != nil {
+		after(key)
+	}
+	return err
+}

@@ -24,15 +24,19 @@ const (
 type Options struct {
 	Docker  docker.Options
 	Process process.Options
-	// Timeout bounds how long Docker may take to answer; the default is 3 s.
+	// Timeout bounds how long Docker may take to answer; the default is 3 s when there is another engine to fall back to,
+	// and 30 s when Docker was asked for by name: a busy machine's is slow, and there is nothing else.
 	Timeout time.Duration
 	// Logger gets which engine was taken and why; the default is slog.Default(). It is also the engines', where they have none.
 	Logger *slog.Logger
 }
 
-func (o *Options) applyDefaults() {
+func (o *Options) applyDefaults(kind string) {
 	if o.Timeout <= 0 {
 		o.Timeout = 3 * time.Second
+		if kind == Docker {
+			o.Timeout = 30 * time.Second
+		}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -48,7 +52,7 @@ func (o *Options) applyDefaults() {
 // Open opens an engine; an empty kind is Auto. With Docker asked for by name, an engine that does not answer is an error
 // that wraps engine.ErrUnavailable: nobody who asked for containers gets plain processes.
 func Open(ctx context.Context, kind string, options Options) (engine.Engine, error) {
-	options.applyDefaults()
+	options.applyDefaults(kind)
 	switch kind {
 	case Process:
 		return openProcess(options)

@@ -1,6 +1,7 @@
 package detect_test
 
 import (
+	"context"
 	"net"
 	"os"
 	"path/filepath"
@@ -36,10 +37,11 @@ func silentSocket(t *testing.T) string {
 func TestAutoWithoutDocker(t *testing.T) {
 	for name, host := range map[string]string{"absent": "unix:///nonexistent/docker.sock", "silent": silentSocket(t)} {
 		options := detect.Options{Docker: docker.Options{Host: host}, Process: process.Options{Root: t.TempDir()}, Timeout: 200 * time.Millisecond}
-		begun := time.Now()
-		found, err := detect.Open(t.Context(), detect.Auto, options)
+		// A silent one would be waited for until the context ends, which is an error.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		found, err := detect.Open(ctx, detect.Auto, options)
+		cancel()
 		require.NoError(t, err, name)
-		require.Less(t, time.Since(begun), 10*time.Second)
 		info, err := found.Info(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, "process", info.Kind)
@@ -59,7 +61,7 @@ func TestUnknownAndUnusable(t *testing.T) {
 }
 
 func TestAutoWithDocker(t *testing.T) {
-	options := detect.Options{Process: process.Options{Root: t.TempDir()}}
+	options := detect.Options{Process: process.Options{Root: t.TempDir()}, Timeout: time.Minute}
 	found, err := detect.Open(t.Context(), detect.Docker, options)
 	if err != nil {
 		if slices.Contains(strings.Split(os.Getenv("HOLDFAST_REQUIRE"), ","), "docker") {

@@ -51,7 +51,7 @@ func lifeCycle(t *testing.T, b *bench) {
 	require.Equal(t, engine.StatusRunning, b.status(id))
 
 	for range 2 {
-		require.NoError(t, b.engine.Stop(ctx, id, 10*time.Second))
+		require.NoError(t, b.engine.Stop(ctx, id, time.Minute))
 	}
 	found, err = b.engine.Inspect(ctx, id)
 	require.NoError(t, err)
@@ -63,7 +63,7 @@ func lifeCycle(t *testing.T, b *bench) {
 	require.NoError(t, b.engine.Start(ctx, id), "an exited instance starts again")
 	require.NoError(t, b.engine.Ready(ctx, id))
 	b.run(id, "exit 0")
-	require.NoError(t, b.engine.Stop(ctx, id, 10*time.Second))
+	require.NoError(t, b.engine.Stop(ctx, id, time.Minute))
 
 	require.NoError(t, os.WriteFile(filepath.Join(spec.ContentDir, "kept"), []byte("content"), 0o644))
 	for range 2 {
@@ -191,7 +191,7 @@ func engineRestart(t *testing.T, b *bench) {
 	require.Equal(t, engine.StatusRunning, found[0].Status)
 	require.NoError(t, b.engine.Ready(ctx, id))
 	b.run(id, "exit 0")
-	require.NoError(t, b.engine.Stop(ctx, id, 10*time.Second))
+	require.NoError(t, b.engine.Stop(ctx, id, time.Minute))
 	require.Equal(t, engine.StatusExited, b.status(id))
 }
 

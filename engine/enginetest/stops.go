@@ -36,7 +36,6 @@ func stopIsComplete(t *testing.T, b *bench) {
 	begun := time.Now()
 	require.NoError(t, b.engine.Stop(ctx, id, time.Second))
 	require.GreaterOrEqual(t, time.Since(begun), 900*time.Millisecond, "the grace was given")
-	require.Less(t, time.Since(begun), 30*time.Second)
 	require.Zero(t, processesWith(mark), "nothing of the instance runs when Stop returns")
 	found, err := b.engine.Inspect(ctx, id)
 	require.NoError(t, err)
@@ -63,9 +62,8 @@ func stopGivesGrace(t *testing.T, b *bench) {
 		_, err := os.Stat(filepath.Join(spec.ContentDir, "armed"))
 		return err == nil
 	})
-	begun := time.Now()
-	require.NoError(t, b.engine.Stop(b.context(), id, 30*time.Second))
-	require.Less(t, time.Since(begun), 20*time.Second, "Stop does not wait longer than needed")
+	// A grace longer than the context's life: Stop waits no longer than needed.
+	require.NoError(t, b.engine.Stop(b.context(), id, time.Hour))
 	data, err := os.ReadFile(filepath.Join(spec.ContentDir, "saved"))
 	require.NoError(t, err)
 	require.Equal(t, "saved\n", string(data))
@@ -111,9 +109,7 @@ func pauseAndStop(t *testing.T, b *bench) {
 	b.eventually("it works again", func() bool { return size() > stood })
 
 	require.NoError(t, b.engine.Pause(ctx, id))
-	begun := time.Now()
-	require.NoError(t, b.engine.Stop(ctx, id, 20*time.Second))
-	require.Less(t, time.Since(begun), 15*time.Second, "a paused instance hears SIGTERM")
+	require.NoError(t, b.engine.Stop(ctx, id, time.Hour), "a paused instance hears SIGTERM")
 	found, err := b.engine.Inspect(ctx, id)
 	require.NoError(t, err)
 	require.Equal(t, engine.StatusExited, found.Status)

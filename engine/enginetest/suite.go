@@ -71,8 +71,9 @@ type bench struct {
 	engine  engine.Engine
 }
 
+// context ends when something hangs: a test asks for less only when it is about that.
 func (b *bench) context() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	b.t.Cleanup(cancel)
 	return ctx
 }
@@ -111,7 +112,7 @@ func (b *bench) create(spec engine.Spec) string {
 	remover := b.factory.Open(b.t)
 	b.t.Cleanup(func() {
 		defer remover.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		if _, err := remover.Inspect(ctx, id); err != nil {
 			require.ErrorIs(b.t, err, engine.ErrNotFound)
@@ -149,10 +150,10 @@ func (b *bench) status(id string) engine.Status {
 	return found.Status
 }
 
-// eventually waits for a condition.
+// eventually waits for a condition, so long that a slow machine is no reason to give up.
 func (b *bench) eventually(what string, condition func() bool) {
 	b.t.Helper()
-	require.Eventually(b.t, condition, 20*time.Second, 20*time.Millisecond, what)
+	require.Eventually(b.t, condition, time.Minute, 20*time.Millisecond, what)
 }
 
 // lineWriter keeps what is written and may be read meanwhile.

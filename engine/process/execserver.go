@@ -124,7 +124,7 @@ func (in *initProcess) killExec(pid int, id string) {
 		delete(found, os.Getpid())
 		live := 0
 		for other, current := range found {
-			if other <= 1 || current.state == 'Z' || current.state == 'X' {
+			if other <= 1 || current.dead() {
 				delete(found, other)
 				continue
 			}

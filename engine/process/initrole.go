@@ -318,7 +318,7 @@ func (in *initProcess) others() map[int]stat {
 	}
 	delete(found, os.Getpid())
 	for pid, current := range found {
-		if current.state == 'Z' || current.state == 'X' || pid <= 1 {
+		if pid <= 1 || current.dead() {
 			delete(found, pid)
 		}
 	}

@@ -306,8 +306,8 @@ func (i *instance) stopAll(ctx context.Context) error {
 		moving := false
 		for _, current := range found {
 			// The parent of a vfork waits in the kernel (D) for its stopped child: it cannot move either, and never stops.
-			// Any other D is short.
-			stands := current.state == 'T' || current.state == 't' || (current.state == 'D' && attempt > 50)
+			// Any other D is short. Of one whose first thread has ended, the others' state is not seen here.
+			stands := current.state == 'T' || current.state == 't' || (current.state == 'D' && attempt > 50) || (current.state == 'Z' && attempt > 0)
 			moving = moving || !stands
 		}
 		if !moving {

@@ -94,11 +94,7 @@ func (e *Engine) Logs(ctx context.Context, id string, options engine.LogOptions,
 	if err != nil {
 		return err
 	}
-	var old []byte
-	if old, err = os.ReadFile(filepath.Join(found.dir, oldOutputFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("reading the output log: %w", err)
-	}
-	file, err := os.Open(filepath.Join(found.dir, outputFile))
+	old, file, err := openLogs(ctx, found.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		if !options.Follow {
 			return nil
@@ -143,6 +139,35 @@ func (e *Engine) Logs(ctx context.Context, id string, options engine.LogOptions,
 		}
 	}
 	return nil
+}
+
+// openLogs opens the newest output and reads what came before it. A rotation between the two would leave out what it moves
+// away, so that it looks again then. The error is fs.ErrNotExist when the instance never wrote any.
+func openLogs(ctx context.Context, dir string) (old []byte, file *os.File, err error) {
+	path, oldPath := filepath.Join(dir, outputFile), filepath.Join(dir, oldOutputFile)
+	for {
+		file, err = os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			// Just being rotated, or its supervisor died in the middle of that: what was moved away is the newest.
+			file, err = os.Open(oldPath)
+			return nil, file, err
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("opening the output log: %w", err)
+		}
+		if old, err = os.ReadFile(oldPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			file.Close()
+			return nil, nil, fmt.Errorf("reading the output log: %w", err)
+		}
+		have, err := file.Stat()
+		if now, nowErr := os.Stat(path); err == nil && nowErr == nil && os.SameFile(have, now) {
+			return old, file, nil
+		}
+		file.Close()
+		if err := ctx.Err(); err != nil {
+			return nil, nil, fmt.Errorf("reading the output log: %w", err)
+		}
+	}
 }
 
 // waitForLog waits until the instance was started; nil when it was removed instead.

@@ -101,7 +101,7 @@ func TestConformanceAsNobody(t *testing.T) {
 	require.NoError(t, err)
 	binary := filepath.Join(dir, "test")
 	require.NoError(t, os.WriteFile(binary, program, 0o755))
-	child := exec.CommandContext(t.Context(), binary, "-test.v", "-test.run=^TestAsNobodyChild$", "-test.timeout=2m")
+	child := exec.CommandContext(t.Context(), binary, "-test.v", "-test.run=^TestAsNobodyChild$", "-test.timeout=9m")
 	child.Dir = temporary
 	child.Env = []string{"TMPDIR=" + temporary, "HOME=" + temporary, "PATH=" + os.Getenv("PATH"), "HOLDFAST_TEST_NOBODY=1"}
 	child.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

@@ -27,6 +27,12 @@ type stat struct {
 	threads              int64
 }
 
+// dead says whether the whole process runs no more. One whose first thread has ended looks like a zombie while its other
+// threads still run, or are about to end: until then it writes, and holds its locks.
+func (s stat) dead() bool {
+	return (s.state == 'Z' || s.state == 'X') && s.threads <= 1
+}
+
 func readStat(pid int) (stat, error) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -93,7 +99,7 @@ func (i identity) alive() bool {
 		return false
 	}
 	current, err := readStat(i.PID)
-	return err == nil && current.startTime == i.StartTime && current.state != 'Z' && current.state != 'X'
+	return err == nil && current.startTime == i.StartTime && !current.dead()
 }
 
 // signal signals that very process: the pidfd is taken before the start time is compared, so that the number cannot
@@ -216,7 +222,7 @@ func (i *instance) members() (map[int]stat, error) {
 	}
 	delete(found, os.Getpid())
 	for pid, current := range found {
-		if pid <= 1 || current.state == 'Z' || current.state == 'X' {
+		if pid <= 1 || current.dead() {
 			delete(found, pid)
 		}
 	}

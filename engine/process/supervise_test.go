@@ -107,15 +107,17 @@ func TestAgentKilled(t *testing.T) {
 			return info.Size()
 		}
 		then := size()
-		require.Eventually(t, func() bool { return size() > then }, 10*time.Second, 10*time.Millisecond, "it works on without an agent")
+		require.Eventually(t, func() bool { return size() > then }, time.Minute, 10*time.Millisecond, "it works on without an agent")
 		require.NoError(t, e.Ready(t.Context(), id))
 		require.Contains(t, output(t, e, id, "cat ticks"), "tick")
 		require.NotContains(t, output(t, e, id, "env"), "planted")
-		var logged bytes.Buffer
-		require.NoError(t, e.Logs(t.Context(), id, engine.LogOptions{Tail: 1}, &logged))
-		require.Equal(t, "said\n", logged.String())
+		// What it says takes its way through the supervisor.
+		require.Eventually(t, func() bool {
+			var logged bytes.Buffer
+			return e.Logs(t.Context(), id, engine.LogOptions{Tail: 1}, &logged) == nil && logged.String() == "said\n"
+		}, time.Minute, 10*time.Millisecond)
 		require.NoError(t, e.Start(t.Context(), id), "it runs already")
-		require.NoError(t, e.Stop(t.Context(), id, 10*time.Second))
+		require.NoError(t, e.Stop(t.Context(), id, time.Minute))
 		seen, err := e.Inspect(t.Context(), id)
 		require.NoError(t, err)
 		require.Equal(t, engine.StatusExited, seen.Status)
@@ -136,7 +138,7 @@ func TestKilledSupervisor(t *testing.T) {
 			e := newTestEngine(t, options)
 			mark := strconv.FormatInt(time.Now().UnixNano(), 10)
 			id := startTest(t, e, engine.Spec{Command: []string{"/bin/sh", "-c", "(setsid sleep " + mark + " &) ; exec sleep " + mark}})
-			require.Eventually(t, func() bool { return countSleepers(mark) == 2 }, 10*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return countSleepers(mark) == 2 }, time.Minute, 10*time.Millisecond)
 			found, err := e.load(id)
 			require.NoError(t, err)
 			if victim != "init" {
@@ -148,7 +150,7 @@ func TestKilledSupervisor(t *testing.T) {
 			require.Eventually(t, func() bool {
 				seen, err := e.Inspect(t.Context(), id)
 				return err == nil && seen.Status == engine.StatusExited && seen.ExitCode == 137
-			}, 10*time.Second, 10*time.Millisecond, victim)
+			}, time.Minute, 10*time.Millisecond, victim)
 			require.ErrorIs(t, e.Ready(t.Context(), id), engine.ErrNotRunning)
 			require.NoError(t, e.Stop(t.Context(), id, time.Second))
 			require.Zero(t, countSleepers(mark), "%s: strays are gone after Stop", victim)
@@ -249,13 +251,13 @@ func TestStartedOnce(t *testing.T) {
 	// Those that lost have reported by now and are about to exit; a second one that held the instance would stay.
 	require.Eventually(t, func() bool {
 		return countProcesses(func(arguments string) bool { return strings.HasSuffix(arguments, "\x00run\x00"+found.dir+"\x00") }) == 1
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	// Ready says that the command runs, not that its shell has come to its first line.
 	var data []byte
 	require.Eventually(t, func() bool {
 		data, err = os.ReadFile(filepath.Join(content, "started"))
 		return err == nil && len(data) > 0
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	require.Equal(t, "x\n", string(data))
 }
 
@@ -294,27 +296,29 @@ func TestLimits(t *testing.T) {
 		}
 	}
 	crowded := startTest(t, e, engine.Spec{PIDs: 100})
-	code, err := e.Exec(t.Context(), crowded, engine.ExecSpec{Command: []string{"/bin/sh", "-c", "i=0; while [ $i -lt 200 ]; do sleep 20 & i=$((i+1)); done"}})
+	code, err := e.Exec(t.Context(), crowded, engine.ExecSpec{Command: []string{"/bin/sh", "-c", "i=0; while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done"}})
 	require.NoError(t, err)
 	require.NotZero(t, code, "more processes than allowed")
 
 	content := t.TempDir()
 	id := startTest(t, e, engine.Spec{ContentDir: content, MemoryBytes: 64 << 20, CPUs: 0.2,
 		Command: []string{"/bin/sh", "-c", "while [ ! -e go ]; do sleep 0.05; done; dd if=/dev/zero of=/dev/null bs=200M count=1; exit 3"}})
+	begun := time.Now()
 	before, err := e.Stats(t.Context(), id)
 	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, err = e.Exec(ctx, id, engine.ExecSpec{Command: []string{"/bin/sh", "-c", "while :; do :; done"}})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	after, err := e.Stats(t.Context(), id)
 	require.NoError(t, err)
-	require.Less(t, after.CPUSeconds-before.CPUSeconds, 0.6, "a fifth of a CPU, in about a second")
+	// Of the time that it took, whatever that was. What the kernel gives too much at once it takes back in the next period.
+	require.Less(t, after.CPUSeconds-before.CPUSeconds, 0.2*time.Since(begun).Seconds()+0.3, "a fifth of a CPU")
 	require.NoError(t, os.WriteFile(filepath.Join(content, "go"), nil, 0o644))
 	require.Eventually(t, func() bool {
 		seen, err := e.Inspect(t.Context(), id)
 		return err == nil && seen.Status == engine.StatusExited && seen.OOMKilled
-	}, 30*time.Second, 20*time.Millisecond, "more memory than allowed")
+	}, time.Minute, 20*time.Millisecond, "more memory than allowed")
 }
 
 func TestCgroupsAreRemoved(t *testing.T) {
@@ -389,7 +393,7 @@ func TestOutputIsBounded(t *testing.T) {
 	require.Eventually(t, func() bool {
 		out.Reset()
 		return e.Logs(t.Context(), id, engine.LogOptions{}, &out) == nil && strings.HasSuffix(out.String(), "the end\n")
-	}, 20*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	require.Less(t, out.Len(), 80<<10)
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	require.Greater(t, len(lines), 1000)
@@ -410,6 +414,47 @@ func TestOutputIsBounded(t *testing.T) {
 	require.Equal(t, "line-19999\nthe end\n", out.String())
 }
 
+// TestLogsDuringRotation reads again and again while the log is rotated: no look may lack what was moved away meanwhile.
+func TestLogsDuringRotation(t *testing.T) {
+	e := newTestEngine(t, Options{})
+	id, err := e.Create(t.Context(), engine.Spec{Name: "rotating", ContentDir: t.TempDir()})
+	require.NoError(t, err)
+	found, err := e.load(id)
+	require.NoError(t, err)
+	log, err := newRotatingLog(filepath.Join(found.dir, outputFile), filepath.Join(found.dir, oldOutputFile), 200)
+	require.NoError(t, err)
+	enough := make(chan struct{})
+	written := make(chan error, 1)
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-enough:
+				written <- log.Close()
+				return
+			default:
+			}
+			if _, err := fmt.Fprintf(log, "%d\n", i); err != nil {
+				written <- err
+				return
+			}
+		}
+	}()
+	for range 2000 {
+		var out bytes.Buffer
+		require.NoError(t, e.Logs(t.Context(), id, engine.LogOptions{}, &out))
+		lines := strings.Fields(out.String())
+		for i, line := range lines {
+			first, err := strconv.Atoi(lines[0])
+			require.NoError(t, err)
+			if line != strconv.Itoa(first+i) && i < len(lines)-1 { // the last one may be half written
+				t.Fatalf("after %s comes %s", lines[i-1], line)
+			}
+		}
+	}
+	close(enough)
+	require.NoError(t, <-written)
+}
+
 func TestParseStat(t *testing.T) {
 	data, err := os.ReadFile("/proc/self/stat")
 	require.NoError(t, err)
@@ -420,6 +465,38 @@ func TestParseStat(t *testing.T) {
 	got, err = parseStat([]byte("12 (a) b) (c) S 7 12 9 0 -1 0 0 0 0 0 5 6 7 8 20 0 3 0 4242 0 99 0\n"))
 	require.NoError(t, err)
 	require.Equal(t, stat{pid: 12, parent: 7, session: 9, state: 'S', ticks: 26, startTime: 4242, residentPages: 99, threads: 3}, got)
+}
+
+// TestDead: a process whose first thread has ended is not dead before the others are.
+func TestDead(t *testing.T) {
+	for text, want := range map[string]bool{"Z 1": true, "X 0": true, "Z 0": true, "Z 2": false, "S 1": false, "T 3": false, "D 1": false} {
+		state, threads, _ := strings.Cut(text, " ")
+		got, err := parseStat([]byte("12 (a) " + state + " 7 12 9 0 -1 0 0 0 0 0 5 6 7 8 20 0 " + threads + " 0 4242 0 99 0\n"))
+		require.NoError(t, err)
+		require.Equal(t, want, got.dead(), text)
+	}
+	// As the kernel shows it.
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("python3, which can end its first thread only, is not here")
+	}
+	program := exec.Command(python, "-c", `import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+ctypes.CDLL(None).pthread_exit(None)`)
+	require.NoError(t, program.Start())
+	defer func() {
+		_ = program.Process.Kill()
+		_ = program.Wait()
+	}()
+	who, err := identify(program.Process.Pid)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		seen, err := readStat(who.PID)
+		return err == nil && seen.state == 'Z'
+	}, time.Minute, 10*time.Millisecond)
+	require.True(t, who.alive())
+	require.NoError(t, program.Process.Kill())
+	require.Eventually(t, func() bool { return !who.alive() }, time.Minute, 10*time.Millisecond)
 }
 
 func FuzzParseStat(f *testing.F) {

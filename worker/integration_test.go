@@ -18,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	enumspb "go.temporal.io/api/enums/v1"
+	historypb "go.temporal.io/api/history/v1"
 	"go.temporal.io/sdk/client"
 
 	"holdfast/activities"
@@ -49,7 +50,7 @@ type place struct {
 func (p place) config(logger *slog.Logger) Config {
 	return Config{
 		Temporal: client.Options{HostPort: p.Address, Namespace: p.Namespace}, CodecKey: p.CodecKey, Stores: p.Stores, Policy: "all",
-		StopGrace: 5 * time.Second, Logger: logger,
+		StopGrace: 30 * time.Second, Logger: logger,
 	}
 }
 
@@ -78,6 +79,9 @@ func agentMain(text string) int {
 	}
 	return 0
 }
+
+// patience is how long something may take that has to happen: only a machine at a standstill takes so long.
+const patience = 3 * time.Minute
 
 // stack is a Temporal server with a control worker, and what a test does with its one node.
 type stack struct {
@@ -133,7 +137,7 @@ func newStack(t *testing.T) *stack {
 	select {
 	case recipient := <-ready:
 		require.NotEmpty(t, recipient)
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		t.Fatalf("the control worker does not begin: %s", s.logs)
 	}
 	key, err := keys.LoadCodecKey(s.place.CodecKey)
@@ -193,7 +197,7 @@ func (s *stack) agent() (lease *activities.Lease, stop func()) {
 	stop = s.background("agent", func(ctx context.Context) error { return RunNode(ctx, config) })
 	select {
 	case <-ready:
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		s.t.Fatalf("the agent does not begin: %s", s.logs)
 	}
 	return <-leases, stop
@@ -213,15 +217,24 @@ func (s *stack) nodeIs(phase workspace.NodePhase) workspace.NodeState {
 	var state workspace.NodeState
 	require.Eventually(s.t, func() bool {
 		return s.query(workspace.NodeWorkflowID("node-1"), &state) == nil && state.Phase == phase
-	}, time.Minute, 50*time.Millisecond, "want %s, last seen %+v", phase, &state)
+	}, patience, 50*time.Millisecond, "want %s, last seen %+v", phase, &state)
 	return state
 }
 
 func (s *stack) workspace() workspace.State {
 	s.t.Helper()
 	var state workspace.State
-	require.NoError(s.t, s.query(workspace.WorkflowID("atlas"), &state))
+	require.Eventually(s.t, func() bool {
+		state = workspace.State{}
+		return s.query(workspace.WorkflowID("atlas"), &state) == nil
+	}, patience, 50*time.Millisecond)
 	return state
+}
+
+// live waits until the lease is as it should be while beats are acknowledged: a busy machine may miss some.
+func live(t *testing.T, lease *activities.Lease) {
+	t.Helper()
+	require.Eventually(t, func() bool { return lease.CheckNew() == nil }, patience, 20*time.Millisecond)
 }
 
 // settled waits until nothing is under way with the workspace any more and its phase is the given one.
@@ -229,9 +242,9 @@ func (s *stack) settled(phase workspace.Phase) workspace.State {
 	s.t.Helper()
 	var state workspace.State
 	require.Eventually(s.t, func() bool {
-		state = s.workspace()
-		return state.Operation == nil && len(state.Waiting) == 0 && state.Phase == phase
-	}, time.Minute, 50*time.Millisecond, "want %s, last seen %+v", phase, &state)
+		state = workspace.State{}
+		return s.query(workspace.WorkflowID("atlas"), &state) == nil && state.Operation == nil && len(state.Waiting) == 0 && state.Phase == phase
+	}, patience, 50*time.Millisecond, "want %s, last seen %+v", phase, &state)
 	return state
 }
 
@@ -283,7 +296,7 @@ func TestWorkspaceOnANode(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
 	lease, stopAgent := s.agent()
-	require.NoError(t, lease.CheckNew())
+	live(t, lease)
 	state := s.nodeIs(workspace.NodeReady)
 	require.Equal(t, "process", state.Info.Engine)
 	first := state
@@ -350,17 +363,48 @@ func TestKilledAgentComesBackAtOnce(t *testing.T) {
 	before := s.nodeIs(workspace.NodeReady)
 	atlas := s.start()
 	kill()
-	died := time.Now()
+	died := s.nodeHistory()
 
 	lease, _ := s.agent()
-	require.Less(t, time.Since(died), 9*time.Second, "the old lease would have timed out after 10 s")
 	after := s.nodeIs(workspace.NodeReady)
-	require.Equal(t, before.Epoch+1, after.Epoch)
+	require.Greater(t, after.Epoch, before.Epoch)
 	require.NotEqual(t, before.Info.Incarnation, after.Info.Incarnation)
-	require.NoError(t, lease.CheckNew())
+	live(t, lease)
+	requireOfferedAtOnce(t, s.nodeHistory()[len(died):])
 	require.True(t, s.running(atlas), "the workspace outlives its agent")
 	require.Equal(t, atlas.Instance.Token, s.workspace().Instance.Token)
 	require.NotNil(t, s.stop().Head)
+}
+
+// nodeHistory is what happened to the node's workflow, oldest first.
+func (s *stack) nodeHistory() []*historypb.HistoryEvent {
+	s.t.Helper()
+	var all []*historypb.HistoryEvent
+	for events := s.client.GetWorkflowHistory(s.t.Context(), workspace.NodeWorkflowID("node-1"), "", false, enumspb.HISTORY_EVENT_FILTER_TYPE_ALL_EVENT); events.HasNext(); {
+		event, err := events.Next()
+		require.NoError(s.t, err)
+		all = append(all, event)
+	}
+	return all
+}
+
+// requireOfferedAtOnce wants the registration to be followed by an offer of the lease, and not by the end of the old one.
+func requireOfferedAtOnce(t *testing.T, events []*historypb.HistoryEvent) {
+	t.Helper()
+	registered := false
+	for _, event := range events {
+		switch event.EventType {
+		case enumspb.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED:
+			registered = true
+		case enumspb.EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT:
+			require.False(t, registered, "the old lease was waited for")
+		case enumspb.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+			if registered {
+				return
+			}
+		}
+	}
+	t.Fatal("no lease was offered after the registration")
 }
 
 // DESIGN section 7: a pause of Temporal moves nothing. The node fences itself, and takes its lease again afterwards.
@@ -370,25 +414,24 @@ func TestPausedTemporalMovesNothing(t *testing.T) {
 	lease, _ := s.agent()
 	before := s.nodeIs(workspace.NodeReady)
 	atlas := s.start()
-	require.NoError(t, lease.CheckNew())
+	live(t, lease)
 
 	require.NoError(t, s.server.Pause())
+	// The last beat that was acknowledged was sent before this moment: 7 s later the lease is not live, whoever asks when.
+	// That it is live until then is proved with a clock of its own (activities, TestLeaseTimes).
 	paused := time.Now()
-	var fencedAfter time.Duration
 	for time.Since(paused) < 20*time.Second {
-		if fencedAfter == 0 && lease.Check() != nil {
-			fencedAfter = time.Since(paused)
+		asked := time.Since(paused)
+		if lease.Check() == nil {
+			require.Less(t, asked, 7*time.Second, "it is not fenced")
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	require.Error(t, lease.Check(), "it stays fenced")
 	require.NoError(t, s.server.Resume())
-	require.Positive(t, fencedAfter)
-	require.LessOrEqual(t, fencedAfter, 7*time.Second+500*time.Millisecond)
-	require.Greater(t, fencedAfter, 4*time.Second, "one missed beat is no reason")
 	require.True(t, s.running(atlas), "people go on working")
 
-	require.Eventually(t, func() bool { return lease.CheckNew() == nil }, time.Minute, 20*time.Millisecond)
+	live(t, lease)
 	after := s.nodeIs(workspace.NodeReady)
 	require.GreaterOrEqual(t, after.Epoch, before.Epoch)
 	require.Equal(t, before.Info.Incarnation, after.Info.Incarnation)

@@ -62,7 +62,7 @@ func hold(args []string) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
 	fmt.Println("holding")
-	time.AfterFunc(2*time.Minute, func() { os.Exit(1) }) // whatever becomes of the test
+	time.AfterFunc(15*time.Minute, func() { os.Exit(1) }) // whatever becomes of the test
 	for s := range signals {
 		if s == syscall.SIGTERM {
 			break

@@ -2,8 +2,6 @@ package devstack
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -64,11 +62,11 @@ func (s *Stack) startTemporal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.file.CodecEndpoint = "http://" + listener.Addr().String() + codecPath
-	s.file.CodecToken, err = newToken()
-	if err == nil && s.options.External != nil {
+	s.file.CodecEndpoint = "http://" + listener.Addr().String() + keys.CodecPath
+	s.file.CodecToken = keys.NewCodecToken()
+	if s.options.External != nil {
 		s.target = *s.options.External
-	} else if err == nil {
+	} else {
 		err = s.startOwnTemporal(ctx)
 	}
 	if err == nil {
@@ -119,7 +117,7 @@ func (s *Stack) startOwnTemporal(ctx context.Context) error {
 		return err
 	}
 	// A path without a host: it is right under whatever name and port the Web UI was opened with.
-	options.Dir, options.CodecEndpoint, options.UIPort = filepath.Join(s.options.DataDir, "temporal"), codecPath, 0
+	options.Dir, options.CodecEndpoint, options.UIPort = filepath.Join(s.options.DataDir, "temporal"), keys.CodecPath, 0
 	options.Log, options.Progress = log, note
 	options.started = func(t *Temporal, run *childRun) { s.watching.Go(func() { s.watchTemporal(t, run) }) }
 	if s.temporal, err = StartTemporal(ctx, options); err != nil {
@@ -149,14 +147,6 @@ func (s *Stack) watchTemporal(t *Temporal, run *childRun) {
 		}
 		return err == nil, err
 	}, "temporal")
-}
-
-func newToken() (string, error) {
-	var token [24]byte
-	if _, err := rand.Read(token[:]); err != nil {
-		return "", fmt.Errorf("making the codec endpoint's token: %w", err)
-	}
-	return hex.EncodeToString(token[:]), nil
 }
 
 // controlPolls says that the control worker that is about to be started polls its queue.

@@ -161,7 +161,7 @@ func TestStack(t *testing.T) {
 	require.Equal(t, "127.0.0.3", lookUp(t, stack))
 	_, port, err := net.SplitHostPort(strings.TrimPrefix(file.GCSEndpoint, "http://"))
 	require.NoError(t, err)
-	_, err = net.DialTimeout("tcp", "127.0.0.2:"+port, time.Second)
+	_, err = net.DialTimeout("tcp", "127.0.0.2:"+port, time.Minute)
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
 	response, err := http.Get("http://127.0.0.3:" + port + "/storage/v1/b/holdfast")
 	require.NoError(t, err)
@@ -220,8 +220,10 @@ func TestStackKilled(t *testing.T) {
 		}
 		return nil
 	})
+	// The emulator's directory is locked for as long as that child of the first lives.
+	eventually(t, "the end of the storage", func() error { return isFree(filepath.Join(dir, "storage", "lock")) })
 
-	again, seen := startStack(t, stackOptions(dir)) // the emulator's directory is locked for as long as a child of the first lives
+	again, seen := startStack(t, stackOptions(dir))
 	require.NotContains(t, seen.of(devstack.EventNote), "keys", "the keys are the old ones")
 	require.Equal(t, file.CodecKey, again.File().CodecKey)
 }

@@ -275,7 +275,7 @@ func TestFollowUploads(t *testing.T) {
 				}
 				return nil
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			_, _, err := f.follow(ctx, "web", "op")
 			if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {

@@ -57,7 +57,7 @@ func newWorld(t *testing.T) *world {
 	var suite testsuite.WorkflowTestSuite
 	w := emptyWorld(t)
 	w.environment = suite.NewTestWorkflowEnvironment()
-	w.environment.SetTestTimeout(30 * time.Second)
+	w.environment.SetTestTimeout(3 * time.Minute)
 	workflows.Register(w.environment)
 	w.register(w.environment)
 	return w

@@ -56,7 +56,7 @@ func notTaken() ending {
 func newAgents(t *testing.T, script ...ending) *agents {
 	var suite testsuite.WorkflowTestSuite
 	a := &agents{t: t, environment: suite.NewTestWorkflowEnvironment(), script: script}
-	a.environment.SetTestTimeout(30 * time.Second)
+	a.environment.SetTestTimeout(3 * time.Minute)
 	a.begin = a.environment.Now()
 	workflows.Register(a.environment)
 	a.environment.RegisterActivityWithOptions(func(context.Context) (workspace.ControlInfo, error) {

@@ -60,14 +60,23 @@ func LoadOrCreateCodecKey(path string) (CodecKey, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	fresh := NewCodecKey()
-	secret := fresh.secret()
-	text := base64.StdEncoding.EncodeToString(secret[:]) + "\n"
-	if _, err := createSecretFile(path, []byte(text)); err != nil {
-		return CodecKey{}, fmt.Errorf("making the codec key: %w", err)
+	if _, err := CreateCodecKey(path); err != nil {
+		return CodecKey{}, err
 	}
 	// Read back what is there: another process may have been first, and then its key counts.
 	return LoadCodecKey(path)
+}
+
+// CreateCodecKey makes a key file with a new random key, mode 0600, whole and on the disk before its name appears. A
+// file that is there is never touched: created is then false.
+func CreateCodecKey(path string) (created bool, err error) {
+	fresh := NewCodecKey()
+	secret := fresh.secret()
+	text := base64.StdEncoding.EncodeToString(secret[:]) + "\n"
+	if created, err = createSecretFile(path, []byte(text)); err != nil {
+		return false, fmt.Errorf("making the codec key: %w", err)
+	}
+	return created, nil
 }
 
 // LoadCodecKey reads a key file and never makes one; the error wraps fs.ErrNotExist when there is none.

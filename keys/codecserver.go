@@ -48,12 +48,9 @@ func (o CodecServerOptions) applyDefaults() CodecServerOptions {
 // POST …/encode and …/decode, as they define it. A caller shows the token as "Authorization: Bearer <token>"
 // (temporal --codec-endpoint URL --codec-auth "Bearer <token>"), or has the cookie that GET /login?token=<token> sets.
 //
-// For the Web UI: serve this on a path of the UI's own origin, behind one proxy, and name that path as the UI's codec
-// endpoint; after one visit to /login the browser sends the cookie by itself. On another origin the UI (2.42) sends it
-// only when its server was started with TEMPORAL_CODEC_INCLUDE_CREDENTIALS=true: the switch in the browser's codec
-// settings counts only for an endpoint that was typed in there too. The cookie is SameSite=Strict and holds a value
-// derived from the token, not the token. Browsers send it to every port of that host: on a machine that several people
-// share, serve this on a host name of its own.
+// For the Web UI use WebUIHandler. The cookie is SameSite=Strict and holds a value derived from the token, not the
+// token. Browsers send it to every port of that host: on a machine that several people share, serve this on a host name
+// of its own.
 func CodecHandler(codec converter.PayloadCodec, options CodecServerOptions) (http.Handler, error) {
 	options = options.applyDefaults()
 	if len(options.Token) < minCodecToken {

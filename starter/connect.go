@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/contrib/envconfig"
+	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/log"
 
 	"holdfast/devstack"
@@ -89,20 +90,28 @@ func clientOptions(c *cli.Context, s settings) (client.Options, error) {
 	if err != nil {
 		return options, err
 	}
-	key, err := keys.LoadCodecKey(codecKey)
+	codec, err := openCodec(codecKey)
 	if err != nil {
-		return options, fail(exitFailed, "reading the payload codec's key: %w", err).
-			withMend("copy the key file of the deployment to this machine (mode 0600) and name it with --%s", flagCodecKey)
-	}
-	codec, err := keys.NewCodec(key)
-	if err != nil {
-		return options, fmt.Errorf("making the payload codec: %w", err)
+		return options, err
 	}
 	options.DataConverter = keys.DataConverter(codec)
 	options.FailureConverter = keys.FailureConverter(options.DataConverter)
 	options.Logger = log.NewStructuredLogger(slog.New(slog.DiscardHandler))
 	options.Identity = s.Owner + "@holdfast"
 	return options, nil
+}
+
+func openCodec(path string) (converter.PayloadCodec, error) {
+	key, err := keys.LoadCodecKey(path)
+	if err != nil {
+		return nil, fail(exitFailed, "reading the payload codec's key: %w", err).
+			withMend("copy the key file of the deployment to this machine (mode 0600) and name it with --%s", flagCodecKey)
+	}
+	codec, err := keys.NewCodec(key)
+	if err != nil {
+		return nil, fmt.Errorf("making the payload codec: %w", err)
+	}
+	return codec, nil
 }
 
 // connectTemporal dials Temporal and says within seconds when it is not there.

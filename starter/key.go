@@ -19,7 +19,30 @@ func (p *program) keyCommand() *cli.Command {
 			Description: "Opens the stores and the master key itself and needs no Temporal. The password alone goes to standard output;\n" +
 				"how to use it with restic goes to standard error.",
 			Action: p.keyShow},
+		{Name: "create-master", Usage: "make a new master key in a FILE of mode 0600, for --" + flagMasterKey + " localkey:///FILE", ArgsUsage: "FILE",
+			Description: "One for a deployment. A file that is there is never touched. Whoever loses it loses every backup: copy it to another place.",
+			Action:      func(c *cli.Context) error { return p.keyCreate(c, keys.CreateLocalKey) }},
+		{Name: "create-codec", Usage: "make a new key of the payload codec in a FILE of mode 0600, for --" + flagCodecKey, ArgsUsage: "FILE",
+			Description: "One for a deployment: copy the file to every control worker, node and operator. A file that is there is never touched.",
+			Action:      func(c *cli.Context) error { return p.keyCreate(c, keys.CreateCodecKey) }},
 	}}
+}
+
+// keyCreate makes a key file, and refuses when there is one: a key that was replaced is a key that was lost.
+func (p *program) keyCreate(c *cli.Context, create func(path string) (created bool, err error)) error {
+	given, err := arguments(c, "FILE")
+	if err != nil {
+		return err
+	}
+	created, err := create(given[0])
+	switch {
+	case err != nil:
+		return fail(exitFailed, "%w", err)
+	case !created:
+		return fail(exitRefused, "%s is there already: it stays as it is", given[0]).withMend("name a file that does not exist; to give a key to another machine, copy its file")
+	}
+	fmt.Fprintf(p.stdout, "made %s: copy it to another place now\n", given[0])
+	return nil
 }
 
 // keyShow gives an operator what stock restic needs to read a workspace's repository without anything of Holdfast.

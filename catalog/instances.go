@@ -45,24 +45,33 @@ type named struct {
 
 // Instance reads one instance record; storage.ErrNotFound when no provider has it.
 func (c *Catalog) Instance(ctx context.Context, id string, token uint64) (workspace.InstanceRecord, error) {
-	return load[workspace.InstanceRecord](ctx, c, instanceKey(id, token))
+	var record workspace.InstanceRecord
+	err := c.load(ctx, instanceKey(id, token), &record)
+	return record, err
 }
 
 // NewestToken is the highest token that any provider has recorded, 0 when none. At least the policy's number of
 // providers must have been listed, so that a commit is never made on the word of too few.
 func (c *Catalog) NewestToken(ctx context.Context, id string) (uint64, error) {
+	tokens := make(chan uint64, len(c.providers))
 	var newest uint64
 	causes := map[string]error{}
-	for _, answer := range onAll(ctx, c, func(ctx context.Context, provider storage.Provider) (uint64, error) {
-		return highest(ctx, provider, workspacePrefix(id)+"instances/")
+	listed := 0
+	for o := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
+		token, err := highest(ctx, provider, workspacePrefix(id)+"instances/")
+		if err == nil {
+			tokens <- token
+		}
+		return err
 	}) {
-		if answer.Err != nil {
-			causes[answer.Provider.URL()] = answer.Err
+		if o.err != nil {
+			causes[o.provider.URL()] = o.err
 			continue
 		}
-		newest = max(newest, answer.Value)
+		listed++
+		newest = max(newest, <-tokens)
 	}
-	if len(c.providers)-len(causes) < c.required() {
+	if listed < c.policy.Count(len(c.providers)) {
 		return 0, fmt.Errorf("%w: %w", ErrTooFew, unheard(ctx, "listing", workspacePrefix(id)+"instances/", causes))
 	}
 	return newest, nil
@@ -94,18 +103,23 @@ func (c *Catalog) Commit(ctx context.Context, commit workspace.Commit) error {
 // ReadHead asks every provider for a workspace's head: the commit with the highest sequence of the highest recorded
 // token, else that record's base (invariant 3). Providers answer one by one: comparing is the caller's (invariant 4).
 func (c *Catalog) ReadHead(ctx context.Context, id string) workspace.ReadHeadResult {
-	result := workspace.ReadHeadResult{Policy: c.policy.String()}
-	for _, answer := range onAll(ctx, c, func(ctx context.Context, provider storage.Provider) (workspace.ProviderHead, error) {
-		return head(ctx, provider, id)
-	}) {
-		said := answer.Value
-		said.Provider = answer.Provider.URL()
-		if answer.Err != nil {
-			said.Error = answer.Err.Error()
-		}
-		result.Providers = append(result.Providers, said)
+	answers := make([]workspace.ProviderHead, len(c.providers))
+	index := make(map[storage.Provider]int, len(c.providers))
+	for i, provider := range c.providers {
+		index[provider] = i
 	}
-	return result
+	for o := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
+		answer, err := head(ctx, provider, id)
+		answers[index[provider]] = answer
+		return err
+	}) {
+		answer := &answers[index[o.provider]]
+		answer.Provider = o.provider.URL()
+		if o.err != nil {
+			answer.Error = o.err.Error()
+		}
+	}
+	return workspace.ReadHeadResult{Providers: answers, Policy: c.policy.String()}
 }
 
 func head(ctx context.Context, provider storage.Provider, id string) (workspace.ProviderHead, error) {
@@ -154,37 +168,29 @@ func (c *Catalog) CommitsOf(ctx context.Context, id string, token uint64) (commi
 }
 
 func (c *Catalog) commitsBelow(ctx context.Context, prefix string) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
-	type held struct {
-		key    string
-		commit workspace.Commit
-	}
 	holders, failed = map[string][]string{}, map[string]error{}
 	seen := map[string]bool{}
-	for _, answer := range storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: c.required()},
-		func(ctx context.Context, provider storage.Provider, beat func()) (all []held, err error) {
-			keys, err := c.keysBelow(ctx, provider, prefix)
-			for _, key := range keys {
-				if err != nil {
-					break
-				}
-				beat()
-				h := held{key: key}
-				if err = c.soon(ctx, func(ctx context.Context) error { return decode(ctx, provider, key, &h.commit) }); err == nil {
-					all = append(all, h)
-				}
+	for _, provider := range c.providers {
+		keys, err := c.keysBelow(ctx, provider, prefix)
+		for _, key := range keys {
+			if err != nil {
+				break
 			}
-			return all, err
-		}, nil) {
-		url := answer.Provider.URL()
-		for _, h := range answer.Value { // what was read before a failure is there
-			holders[h.commit.Snapshot] = append(holders[h.commit.Snapshot], url)
-			if !seen[h.key] {
-				seen[h.key] = true
-				commits = append(commits, h.commit)
+			var commit workspace.Commit
+			if commit, err = soon(ctx, c, func(ctx context.Context) (commit workspace.Commit, err error) {
+				err = decode(ctx, provider, key, &commit)
+				return commit, err
+			}); err != nil {
+				break
+			}
+			holders[commit.Snapshot] = append(holders[commit.Snapshot], provider.URL())
+			if !seen[key] {
+				seen[key] = true
+				commits = append(commits, commit)
 			}
 		}
-		if answer.Err != nil {
-			failed[url] = answer.Err
+		if err != nil {
+			failed[provider.URL()] = err
 		}
 	}
 	sortCommits(commits)

@@ -96,10 +96,8 @@ func (o TemporalOptions) withDefaults() (TemporalOptions, error) {
 	if ip := net.ParseIP(o.Host); ip == nil || !ip.IsLoopback() {
 		return o, fmt.Errorf("%q is not a loopback address: the dev server lets everyone in who reaches it", o.Host)
 	}
-	for _, port := range []int{o.Port, o.UIPort} {
-		if port < 0 || port > 65535 {
-			return o, fmt.Errorf("%d is not a port: want 1 to 65535, or 0 for a free one", port)
-		}
+	if err := o.checkPorts(); err != nil {
+		return o, err
 	}
 	if o.SearchAttributes == nil {
 		o.SearchAttributes = SearchAttributes()
@@ -111,6 +109,15 @@ func (o TemporalOptions) withDefaults() (TemporalOptions, error) {
 		o.Progress = func(string) {}
 	}
 	return o, nil
+}
+
+func (o TemporalOptions) checkPorts() error {
+	for _, port := range []int{o.Port, o.UIPort} {
+		if port < 0 || port > 65535 {
+			return fmt.Errorf("%d is not a port: want 1 to 65535, or 0 for a free one", port)
+		}
+	}
+	return nil
 }
 
 // arguments is the server's command line.

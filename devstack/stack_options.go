@@ -95,6 +95,9 @@ func (o StackOptions) withDefaults() (StackOptions, error) {
 	if o.Roles.Storage == nil || o.Roles.Control == nil || o.Roles.Node == nil {
 		return o, errors.New("the command lines of the roles were not given")
 	}
+	if err := o.Temporal.checkPorts(); err != nil {
+		return o, err
+	}
 	if o.Binary == "" {
 		path, err := os.Executable()
 		if err != nil {

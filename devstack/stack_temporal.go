@@ -104,6 +104,11 @@ func (s *Stack) startTemporal(ctx context.Context) error {
 func (s *Stack) startOwnTemporal(ctx context.Context) error {
 	s.say(EventStarting, "temporal", "")
 	options := s.options.Temporal
+	if options.Port != 0 { // said before minutes are spent on finding a server for it
+		if err := checkPort("the Temporal server", "127.0.0.1", options.Port); err != nil {
+			return err
+		}
+	}
 	note := func(line string) { s.say(EventNote, "temporal", line) }
 	if options.Binary == "" {
 		path, err := FindTemporal(ctx, FindOptions{Progress: note})

@@ -55,7 +55,9 @@ func RunControl(ctx context.Context, config ControlConfig) error {
 	control := worker.New(temporal, workspace.ControlQueue, worker.Options{
 		WorkerStopTimeout: config.StopGrace,
 		// A control worker that died keeps a workflow's tasks for so long; the default of 5 s is felt by people.
-		StickyScheduleToStartTimeout:       time.Second,
+		StickyScheduleToStartTimeout: time.Second,
+		// Well below a workflow task's 10 s. The default of 1 s takes a machine that stands still for a deadlock.
+		DeadlockDetectionTimeout:           5 * time.Second,
 		MaxConcurrentActivityExecutionSize: 64,
 	})
 	workflows.Register(control)

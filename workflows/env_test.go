@@ -13,6 +13,7 @@ import (
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/worker"
 
 	"holdfast/workflows"
 	"holdfast/workspace"
@@ -58,6 +59,7 @@ func newWorld(t *testing.T) *world {
 	w := emptyWorld(t)
 	w.environment = suite.NewTestWorkflowEnvironment()
 	w.environment.SetTestTimeout(3 * time.Minute)
+	w.environment.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute}) // a second is a busy machine
 	workflows.Register(w.environment)
 	w.register(w.environment)
 	return w

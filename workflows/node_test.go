@@ -14,6 +14,7 @@ import (
 	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
+	"go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 
 	"holdfast/workflows"
@@ -57,6 +58,7 @@ func newAgents(t *testing.T, script ...ending) *agents {
 	var suite testsuite.WorkflowTestSuite
 	a := &agents{t: t, environment: suite.NewTestWorkflowEnvironment(), script: script}
 	a.environment.SetTestTimeout(3 * time.Minute)
+	a.environment.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute}) // a second is a busy machine
 	a.begin = a.environment.Now()
 	workflows.Register(a.environment)
 	a.environment.RegisterActivityWithOptions(func(context.Context) (workspace.ControlInfo, error) {

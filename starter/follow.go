@@ -186,6 +186,7 @@ type uploads struct {
 	ctx      context.Context
 	fail     context.CancelCauseFunc
 	cancel   context.CancelFunc
+	end      context.CancelFunc // of the one under way
 	token    uint64
 	done     chan error // nil while none is under way
 	last     error
@@ -193,30 +194,40 @@ type uploads struct {
 
 func (f *follower) newUploads(ctx context.Context, fail context.CancelCauseFunc) *uploads {
 	ctx, cancel := context.WithCancel(ctx)
-	return &uploads{follower: f, ctx: ctx, fail: fail, cancel: cancel}
+	return &uploads{follower: f, ctx: ctx, fail: fail, cancel: cancel, end: func() {}}
 }
 
 func (u *uploads) begin(token uint64) {
 	if u.follower.upload == nil || u.token == token {
 		return
 	}
+	u.end() // what waits for the instance before this one
 	u.settle()
 	u.token = token
 	done := make(chan error, 1)
 	u.done = done
+	ctx, end := context.WithCancel(u.ctx)
+	u.end = end
 	go func() {
+		defer end()
 		var err error
 		pause := &backoff.ExponentialBackOff{InitialInterval: time.Second, Multiplier: 2, MaxInterval: 15 * time.Second}
 		pause.Reset()
-		for attempt := 1; ; attempt++ {
-			if err = u.follower.upload(u.ctx); err == nil || u.ctx.Err() != nil {
+		for attempt := 1; ; {
+			if err = u.follower.upload(ctx); err == nil || ctx.Err() != nil {
 				break
 			}
-			if attempt == uploadAttempts || !uploadAgain(err) {
+			// The step is said before the node has taken it up, so that who is early finds nobody waiting, and who sends
+			// again finds the content there. The operation's own end is what bounds that.
+			early := errors.Is(err, dataport.ErrConflict)
+			if !early && (attempt == uploadAttempts || !uploadAgain(err)) {
 				u.fail(err)
 				break
 			}
-			if u.follower.wait(u.ctx, pause.NextBackOff()) != nil {
+			if !early {
+				attempt++
+			}
+			if u.follower.wait(ctx, pause.NextBackOff()) != nil {
 				break
 			}
 		}

@@ -245,6 +245,17 @@ func TestFollowUploads(t *testing.T) {
 			}
 			return nil
 		}, 2, ""},
+		{"again for as long as the node does not wait for it yet", func(sent int) workspace.State {
+			if sent == 2*uploadAttempts {
+				return ran
+			}
+			return waitingForUpload(1)
+		}, func(attempt int) error {
+			if attempt < 2*uploadAttempts {
+				return fmt.Errorf("node n1: no start of this workspace waits for content: %w", dataport.ErrConflict)
+			}
+			return nil
+		}, 2 * uploadAttempts, ""},
 		{"given up when it is cut for ever", func(int) workspace.State { return waitingForUpload(1) }, func(int) error { return dataport.ErrCut }, uploadAttempts, "cut"},
 		{"what is wrong with the directory ends it", func(int) workspace.State { return waitingForUpload(1) }, func(int) error {
 			return fail(exitFailed, "reading the directory")

@@ -1,13 +1,13 @@
 package testsuite_test
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -20,6 +20,9 @@ func (s *stack) storedNames(t *testing.T, words ...string) []string {
 	root := filepath.Join(s.dir, "store")
 	var found []string
 	require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && path != root {
+			return nil // it went meanwhile
+		}
 		if err != nil || entry.IsDir() {
 			return err
 		}
@@ -55,7 +58,7 @@ func TestStoreAway(t *testing.T) {
 	resticCheck(t, s, state)
 
 	require.NoError(t, s.Storage().Start(t.Context()))
-	waitState(t, s, "web", "the content is released by itself", 2*time.Minute, func(state workspace.State) bool {
+	waitState(t, s, "web", "the content is released by itself", patience, func(state workspace.State) bool {
 		return state.Kept == nil && state.Operation == nil
 	})
 	require.NoDirExists(t, filepath.Dir(content))
@@ -82,7 +85,7 @@ func TestChangedContentStays(t *testing.T) {
 	require.NoError(t, os.WriteFile(changed, []byte("written after the backup"), 0o644))
 	before := manifest(t, content)
 	require.NoError(t, s.Storage().Start(t.Context()))
-	state := waitState(t, s, "web", "the release finds the change", 2*time.Minute, func(state workspace.State) bool {
+	state := waitState(t, s, "web", "the release finds the change", patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Blocked && state.Operation == nil
 	})
 	require.NotNil(t, state.Block)
@@ -167,7 +170,7 @@ func TestDownloadInEveryState(t *testing.T) {
 
 	require.NoError(t, s.Storage().Kill())
 	operation := detached(t, s, "stop", "web")
-	state := waitState(t, s, "web", "the stop backs up", time.Minute, func(state workspace.State) bool {
+	state := waitState(t, s, "web", "the stop backs up", patience, func(state workspace.State) bool {
 		return state.Operation != nil && state.Operation.Step == workspace.StepBackup
 	})
 	require.Equal(t, workspace.Stopping, state.Phase)
@@ -175,7 +178,7 @@ func TestDownloadInEveryState(t *testing.T) {
 
 	must(t, s, 4, nil, "delete", "web")
 	require.NoError(t, s.Storage().Start(t.Context()))
-	waitState(t, s, "web", "the stop completes", 2*time.Minute, func(state workspace.State) bool {
+	waitState(t, s, "web", "the stop completes", patience, func(state workspace.State) bool {
 		_, over := ended(state, operation)
 		return over && state.Phase == workspace.Stopped && state.Kept == nil && state.Operation == nil
 	})
@@ -188,14 +191,14 @@ func TestDownloadInEveryState(t *testing.T) {
 	before = manifest(t, content)
 	require.NoError(t, s.Storage().Kill())
 	detached(t, s, "stop", "web")
-	waitState(t, s, "web", "the stop backs up", time.Minute, func(state workspace.State) bool {
+	waitState(t, s, "web", "the stop backs up", patience, func(state workspace.State) bool {
 		return state.Operation != nil && state.Operation.Step == workspace.StepBackup
 	})
 	// The seal is recorded on every store of the policy, so that unstick waits for the store, too.
 	unstick := detached(t, s, "unstick", "web")
 	fetch("being unstuck, with a store away")
 	require.NoError(t, s.Storage().Start(t.Context()))
-	state = waitState(t, s, "web", "it is unstuck", time.Minute, func(state workspace.State) bool {
+	state = waitState(t, s, "web", "it is unstuck", patience, func(state workspace.State) bool {
 		_, over := ended(state, unstick)
 		return over
 	})

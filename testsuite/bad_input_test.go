@@ -27,7 +27,7 @@ import (
 // alone runs the command without a stack, in a directory of its own.
 func alone(t *testing.T, environment []string, args ...string) result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	home := t.TempDir()
 	command := exec.CommandContext(ctx, binary(t), args...)

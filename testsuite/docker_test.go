@@ -20,7 +20,7 @@ func removeContainers(t *testing.T, id string) {
 	if workspace.ValidateID(id) != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	containers, err := detect.Open(ctx, detect.Docker, detect.Options{Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
@@ -62,7 +62,7 @@ func TestDockerFromStartToStart(t *testing.T) {
 	require.NoError(t, agent.Kill())
 	require.Len(t, containersOf(t.Context(), t, containers, state.ID), 1)
 	require.NoError(t, agent.Start(t.Context()))
-	waitFor(t, "the agent answers again", time.Minute, func() bool { return cli(t, s, "exec", "boxed", "--", "true").code == 0 })
+	waitFor(t, "the agent answers again", patience, func() bool { return cli(t, s, "exec", "boxed", "--", "true").code == 0 })
 
 	before := manifest(t, content)
 	must(t, s, 0, []string{"is stopped", "verified and committed"}, "stop", "boxed")

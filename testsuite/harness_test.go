@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +27,10 @@ import (
 	"holdfast/worker"
 	"holdfast/workspace"
 )
+
+// patience is how long something may take that has to happen by itself. A machine that is several times slower than usual
+// needs less; who waits so long waits in vain.
+const patience = 5 * time.Minute
 
 // campaign says whether the long forms of the tests run (HOLDFAST_CAMPAIGN=1).
 func campaign() bool { return os.Getenv("HOLDFAST_CAMPAIGN") != "" }
@@ -65,10 +70,10 @@ func newStack(t *testing.T, policy, engine string, adjust ...func(*devstack.Stac
 	for _, change := range adjust {
 		change(&options)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	defer cancel()
 	bringUp.Lock()
 	began := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	running, err := devstack.StartStack(ctx, options)
 	bringUp.Unlock()
 	if err != nil {
@@ -90,7 +95,7 @@ func newStack(t *testing.T, policy, engine string, adjust ...func(*devstack.Stac
 
 // end stops everything. The engine's root is the test's own directory, so that every instance in it is the test's.
 func (s *stack) end(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if t.Failed() {
 		logs, _ := filepath.Glob(filepath.Join(s.LogDir(), "*.log"))
@@ -165,7 +170,7 @@ func cli(t *testing.T, s *stack, args ...string) result {
 // cliTo is cli with the standard output going elsewhere.
 func cliTo(t *testing.T, s *stack, stdout io.Writer, args ...string) result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	command := exec.CommandContext(ctx, binary(t), args...)
 	command.Dir = s.dir
@@ -268,6 +273,18 @@ func waitState(t *testing.T, s *stack, name, what string, atMost time.Duration, 
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// waitSays waits until a command says some words.
+func waitSays(t *testing.T, s *stack, says []string, args ...string) result {
+	t.Helper()
+	var r result
+	waitFor(t, fmt.Sprintf("%v says %q", args, says), patience, func() bool {
+		r = cli(t, s, args...)
+		text := strings.Join(strings.Fields(r.stdout+" "+r.stderr), " ")
+		return r.code == 0 && !slices.ContainsFunc(says, func(word string) bool { return !strings.Contains(text, word) })
+	})
+	return r
 }
 
 // manifest takes a copy of a whole tree, of everything that a file can have, for a later comparison.

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -73,7 +72,7 @@ func TestDownloadWithoutStores(t *testing.T) {
 	for _, server := range s.DNS() {
 		server.SetMode(dnsserver.Answer)
 	}
-	state := waitState(t, s, "web", "is stopped", 2*time.Minute, func(state workspace.State) bool {
+	state := waitState(t, s, "web", "is stopped", patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Stopped && state.Kept == nil && state.Operation == nil
 	})
 	require.NoDirExists(t, content)
@@ -174,9 +173,9 @@ func TestLifeOfAWorkspace(t *testing.T) {
 		must(t, s, 0, nil, "stop", "gone")
 		state := show(t, s, "gone")
 		must(t, s, 0, []string{"is deleted"}, "delete", "gone")
-		waitFor(t, "the workspace is gone", time.Minute, func() bool { return cli(t, s, "start", "gone", "--detach").code == 0 })
+		waitFor(t, "the workspace is gone", patience, func() bool { return cli(t, s, "start", "gone", "--detach").code == 0 })
 		// The same name is another workspace, and the old one's snapshots are still in the stores (invariant 6).
-		waitState(t, s, "gone", "runs", time.Minute, func(state workspace.State) bool { return state.Phase == workspace.Running })
+		waitState(t, s, "gone", "runs", patience, func(state workspace.State) bool { return state.Phase == workspace.Running })
 		again := show(t, s, "gone")
 		require.NotEqual(t, state.ID, again.ID)
 		require.Equal(t, "nothing\n", must(t, s, 0, nil, "exec", "gone", "--", "sh", "-c", "cat file 2>/dev/null || echo nothing").stdout)
@@ -218,11 +217,11 @@ func (s *stack) unsticks(t *testing.T) {
 	back := away()
 	defer func() { back() }()
 	must(t, s, 5, nil, "stop", "stuck", "--timeout", "2s")
-	must(t, s, 0, []string{"nothing removes it", "holdfast download stuck"}, "why", "stuck")
+	waitSays(t, s, []string{"nothing removes it", "holdfast download stuck"}, "why", "stuck")
 	must(t, s, 5, nil, "start", "stuck", "--timeout", "2s")
 	requireSame(t, before, content)
 	back()
-	waitState(t, s, "stuck", "runs again", 2*time.Minute, func(state workspace.State) bool {
+	waitState(t, s, "stuck", "runs again", patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Running && state.Operation == nil
 	})
 	_, content = contentDir(t, s, "stuck")
@@ -232,11 +231,15 @@ func (s *stack) unsticks(t *testing.T) {
 	must(t, s, 5, nil, "stop", "stuck", "--timeout", "2s")
 	requireSame(t, before, content)
 
+	waitState(t, s, "stuck", "the stop is stuck", patience, func(state workspace.State) bool {
+		return state.Operation != nil && state.Operation.Step == workspace.StepBackup
+	})
+
 	// Sealing needs a store to write the new token to (invariant 3): it is accepted and waits for one.
 	must(t, s, 5, nil, "unstick", "stuck", "--timeout", "2s")
 	requireSame(t, before, content)
 	back()
-	state := waitState(t, s, "stuck", "is unstuck", 2*time.Minute, func(state workspace.State) bool {
+	state := waitState(t, s, "stuck", "is unstuck", patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Stopped && state.Operation == nil
 	})
 	require.NotNil(t, state.Kept)

@@ -134,8 +134,8 @@ func (r *Repository) planForget(ctx context.Context, options *ForgetOptions) (*F
 	if err := l.failure(); err != nil {
 		return nil, fmt.Errorf("not all providers can be listed: %w", err)
 	}
-	if len(damaged) > 0 {
-		return nil, fmt.Errorf("not all snapshots can be read: %w", damaged[0])
+	if err := unreadable(l, damaged); err != nil {
+		return nil, err
 	}
 	slices.Reverse(found) // the newest first
 	protected := protectedSnapshots(found, options.Protect)
@@ -165,6 +165,21 @@ func (r *Repository) planForget(ctx context.Context, options *ForgetOptions) (*F
 		report.Groups = append(report.Groups, result)
 	}
 	return report, nil
+}
+
+// unreadable is the error for snapshots that cannot be read. A file of another name than a snapshot has is none, such
+// as what a killed restic left.
+func unreadable(l listing, damaged []error) error {
+	foreign := 0
+	for key := range l.objects {
+		if _, err := parseID(strings.TrimPrefix(key, snapshotPrefix)); err != nil {
+			foreign++
+		}
+	}
+	if len(damaged) == foreign {
+		return nil
+	}
+	return fmt.Errorf("not all snapshots can be read: %w", errors.Join(damaged...))
 }
 
 // protectedSnapshots are those that stay whatever a policy says, with the reason. found begins with the newest.

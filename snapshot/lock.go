@@ -275,7 +275,7 @@ func (r *Repository) otherLocks(ctx context.Context, own blobID) ([]otherLock, l
 	ownKey, space, now := lockPrefix+own.String(), processSpace(), time.Now()
 	var others []otherLock
 	for key := range l.objects {
-		if key == ownKey {
+		if key == ownKey || !isLock(key) {
 			continue
 		}
 		other := otherLock{key: key}
@@ -293,6 +293,13 @@ func (r *Repository) otherLocks(ctx context.Context, own blobID) ([]otherLock, l
 		others = append(others, other)
 	}
 	return others, l, nil
+}
+
+// isLock is false for what has another name than a lock file: stock restic writes to a file beside it, and renames that,
+// before it looks for others.
+func isLock(key string) bool {
+	_, err := parseID(strings.TrimPrefix(key, lockPrefix))
+	return err == nil
 }
 
 // unrenewed is how long a lock file has been there by the clocks of the providers that hold it, the least of them. Our

@@ -122,7 +122,7 @@ func (h *heldLock) sole(ctx context.Context) error {
 		return h.lose(fmt.Errorf("it is on %d of %d providers", held, want))
 	}
 	for key := range l.objects {
-		if key != own {
+		if key != own && isLock(key) {
 			return fmt.Errorf("there is another lock, %s: %w", key, ErrLocked)
 		}
 	}

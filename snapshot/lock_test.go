@@ -241,6 +241,8 @@ func TestNewcomers(t *testing.T) {
 	require.NoError(t, err)
 	defer h.release(t.Context())
 	newcomer := lockPrefix + blobID{7}.String()
+	overwrite(t, providers[0], newcomer+"-tmp-123", []byte("any"))
+	require.NoError(t, h.stillSole(t.Context()))
 	overwrite(t, providers[0], newcomer, []byte("any"))
 	h.yield = 0
 	require.ErrorIs(t, h.stillSole(t.Context()), ErrLocked)

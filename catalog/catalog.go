@@ -94,23 +94,23 @@ func (c *Catalog) create(ctx context.Context, key string, value any) error {
 	}
 	held := 0
 	causes := map[string]error{}
-	for outcome := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
+	for _, answer := range onAll(ctx, c, func(ctx context.Context, provider storage.Provider) (struct{}, error) {
 		_, err := provider.Put(ctx, key, data, storage.PutOptions{CreateOnly: true})
 		if errors.Is(err, storage.ErrExists) {
-			return c.compare(ctx, provider, key, data)
+			err = c.compare(ctx, provider, key, data)
 		}
-		return err
+		return struct{}{}, err
 	}) {
 		switch {
-		case outcome.err == nil:
+		case answer.Err == nil:
 			held++
-		case errors.Is(outcome.err, ErrConflict):
-			return outcome.err
+		case errors.Is(answer.Err, ErrConflict):
+			return answer.Err
 		default:
-			causes[outcome.provider.URL()] = outcome.err
+			causes[answer.Provider.URL()] = answer.Err
 		}
 	}
-	if required := c.policy.Count(len(c.providers)); held < required {
+	if required := c.required(); held < required {
 		return fmt.Errorf("%d of %d stores hold the catalog object: %w", held, required, unheard(ctx, "writing", key, causes))
 	}
 	return nil
@@ -131,33 +131,15 @@ func (c *Catalog) compare(ctx context.Context, provider storage.Provider, key st
 // the others' answer from counting. Recording an instance asks four times within an activity's minute.
 const answerWithin = 10 * time.Second
 
-type outcome struct {
-	provider storage.Provider
-	err      error
-}
+// required is how many providers the policy requires.
+func (c *Catalog) required() int { return c.policy.Count(len(c.providers)) }
 
-// onAll runs do for every provider at once and yields the outcomes when all have ended.
-func (c *Catalog) onAll(ctx context.Context, do func(context.Context, storage.Provider) error) func(func(outcome) bool) {
-	results := make([]chan error, len(c.providers))
-	for i, provider := range c.providers {
-		results[i] = make(chan error, 1)
-		go func() {
-			ctx, cancel := context.WithTimeout(ctx, c.answerWithin)
-			defer cancel()
-			results[i] <- do(ctx, provider)
-		}()
-	}
-	outcomes := make([]outcome, len(c.providers))
-	for i, provider := range c.providers {
-		outcomes[i] = outcome{provider, <-results[i]}
-	}
-	return func(yield func(outcome) bool) {
-		for _, o := range outcomes {
-			if !yield(o) {
-				return
-			}
-		}
-	}
+// onAll asks every provider at once, with answers in their order. When the policy's number have answered, those that
+// are away get a moment more and then count as unheard. They are asked all the same: these questions decide something,
+// and are few, so that one which is just back should be heard, and get what it is to hold.
+func onAll[T any](ctx context.Context, c *Catalog, ask func(context.Context, storage.Provider) (T, error)) []storage.Answer[T] {
+	return storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: c.required(), Within: c.answerWithin, Everybody: true},
+		func(ctx context.Context, provider storage.Provider, _ func()) (T, error) { return ask(ctx, provider) }, nil)
 }
 
 // maxObject bounds what is read of a catalog object: they are small, and a store may be hostile.
@@ -183,28 +165,35 @@ func read(ctx context.Context, provider storage.Provider, key string) ([]byte, e
 	return data.Bytes(), nil
 }
 
-// soon asks one provider within answerWithin.
-func soon[T any](ctx context.Context, c *Catalog, ask func(context.Context) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.answerWithin)
-	defer cancel()
-	return ask(ctx)
-}
-
-// load reads an object from the first provider that has it whole. It is ErrNotFound (of package storage) only when
-// every provider answered that it has none; otherwise the error names what each provider said.
-func (c *Catalog) load(ctx context.Context, key string, value any) error {
-	causes := map[string]error{}
-	for _, provider := range c.providers {
-		data, err := soon(ctx, c, func(ctx context.Context) ([]byte, error) { return read(ctx, provider, key) })
-		if err == nil {
-			if err = json.Unmarshal(data, value); err == nil {
-				return nil
-			}
-			err = fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		causes[provider.URL()] = err
+// load reads an object from a provider that has it whole, the first to answer. It is ErrNotFound (of package storage)
+// only when every provider answered that it has none; otherwise the error names what each provider said.
+func load[T any](ctx context.Context, c *Catalog, key string) (T, error) {
+	type found struct {
+		value  T
+		absent error
 	}
-	return unheard(ctx, "reading", key, causes)
+	causes := map[string]error{}
+	// One answer is enough for a provider that is away not to be waited for, also when it is that there is no such
+	// object; the silence of the other is never taken for the same.
+	for _, answer := range storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: 1, Within: c.answerWithin, Everybody: true},
+		func(ctx context.Context, provider storage.Provider, _ func()) (f found, err error) {
+			err = decode(ctx, provider, key, &f.value)
+			if errors.Is(err, storage.ErrNotFound) {
+				return found{absent: err}, nil
+			}
+			return f, err
+		}, func(f found) bool { return f.absent == nil }) {
+		switch {
+		case answer.Err != nil:
+			causes[answer.Provider.URL()] = answer.Err
+		case answer.Value.absent != nil:
+			causes[answer.Provider.URL()] = answer.Value.absent
+		default:
+			return answer.Value.value, nil
+		}
+	}
+	var none T
+	return none, unheard(ctx, "reading", key, causes)
 }
 
 // unheard is the error of several providers: what is permanent for one of them shows only when it is for all.

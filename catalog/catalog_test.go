@@ -205,8 +205,82 @@ func TestFindIDWithAStoreAway(t *testing.T) {
 	require.NotErrorIs(t, err, storage.ErrNotFound)
 }
 
+// A2: what one provider is enough for is done without the other that is away: it is asked once each time, so that it is
+// heard when it is back, and nobody waits while it is tried again. Its silence is never taken for "there is none".
+func TestDeadProvider(t *testing.T) {
+	for name, kind := range map[string]faulty.Kind{"failing": faulty.Error, "silent": faulty.Hang} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := context.Background()
+			const never = 24 * time.Hour
+			a, b := faulty.New(storagetest.NewMemory()), storagetest.NewMemory()
+			guarded := storage.WithCircuit(a, storage.CircuitOptions{After: time.Nanosecond, Patience: 20 * time.Millisecond, ProbeAfter: never})
+			defer guarded.Close()
+			c := catalog.New([]storage.Provider{guarded, b}, storage.PolicyAny)
+			c.AnswerWithin(never)
+			require.NoError(t, c.RecordInstance(ctx, record(1, "")))
+			_, err := c.CreatePassword(ctx, catalog.Password{WorkspaceID: id, Wrapped: []byte("one")})
+			require.NoError(t, err)
+			a.Inject(faulty.Rule{Kind: kind})
+			for range 3 { // until it is found out
+				_, _ = c.NewestToken(ctx, id)
+			}
+			require.ErrorIs(t, storage.Away(guarded), storage.ErrAway)
+
+			asked := a.Calls(faulty.Any)
+			require.NoError(t, c.RecordInstance(ctx, record(2, "")))
+			require.NoError(t, c.Commit(ctx, commit(2, 1, snapshots[1])))
+			require.Equal(t, asked+6, a.Calls(faulty.Any), "two looks and four objects")
+			heads := c.ReadHead(ctx, id).Providers
+			require.NotEmpty(t, heads[0].Error)
+			require.Equal(t, snapshots[1], heads[1].Head.Snapshot)
+			password, err := c.Password(ctx, id)
+			require.NoError(t, err)
+			require.Equal(t, []byte("one"), password.Wrapped)
+			found, err := c.FindID(ctx, "atlas")
+			require.NoError(t, err)
+			require.Equal(t, id, found)
+			commits, holders, failed := c.Commits(ctx, id)
+			require.Len(t, commits, 1)
+			require.Equal(t, []string{b.URL()}, holders[snapshots[1]])
+			require.ErrorIs(t, failed[guarded.URL()], storage.ErrAway)
+			_, err = c.Placements(ctx, "node-1")
+			require.ErrorContains(t, err, guarded.URL(), "it may know of more")
+			_, err = c.Instance(ctx, id, 7)
+			require.Error(t, err)
+			require.NotErrorIs(t, err, storage.ErrNotFound)
+			require.True(t, storage.Retryable(err))
+
+			// It is back, and nobody has noticed: what is written now reaches it, and what it knows is heard.
+			a.Clear()
+			require.Eventually(t, func() bool { // it has a moment, which a busy machine may not give it at once
+				return c.RecordInstance(ctx, record(3, snapshots[1])) == nil && c.ReadHead(ctx, id).Providers[0].Token == 3
+			}, 30*time.Second, time.Millisecond)
+		})
+	}
+}
+
+// With the policy "all" a provider that is away is waited for as if nothing were known of it.
+func TestDeadProviderThatIsNeeded(t *testing.T) {
+	ctx := context.Background()
+	a, b := faulty.New(storagetest.NewMemory()), storagetest.NewMemory()
+	guarded := storage.WithCircuit(a, storage.CircuitOptions{After: time.Nanosecond, ProbeAfter: 24 * time.Hour})
+	defer guarded.Close()
+	c := catalog.New([]storage.Provider{guarded, b}, storage.PolicyAll)
+	a.Inject(faulty.Rule{Times: 3})
+	for range 3 {
+		_, err := c.NewestToken(ctx, id)
+		require.ErrorIs(t, err, catalog.ErrTooFew)
+	}
+	require.ErrorIs(t, storage.Away(guarded), storage.ErrAway)
+	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
+	require.NoError(t, storage.Away(guarded))
+	require.Equal(t, uint64(1), c.ReadHead(ctx, id).Providers[0].Token)
+}
+
 // A provider that takes the question and never answers does not keep the others' answers from counting.
 func TestSilentProvider(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	c, a, _ := stores(storage.PolicyAny)
 	c.AnswerWithin(2 * time.Second) // the other one has to answer within it, on a busy machine too

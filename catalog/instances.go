@@ -45,33 +45,24 @@ type named struct {
 
 // Instance reads one instance record; storage.ErrNotFound when no provider has it.
 func (c *Catalog) Instance(ctx context.Context, id string, token uint64) (workspace.InstanceRecord, error) {
-	var record workspace.InstanceRecord
-	err := c.load(ctx, instanceKey(id, token), &record)
-	return record, err
+	return load[workspace.InstanceRecord](ctx, c, instanceKey(id, token))
 }
 
 // NewestToken is the highest token that any provider has recorded, 0 when none. At least the policy's number of
 // providers must have been listed, so that a commit is never made on the word of too few.
 func (c *Catalog) NewestToken(ctx context.Context, id string) (uint64, error) {
-	tokens := make(chan uint64, len(c.providers))
 	var newest uint64
 	causes := map[string]error{}
-	listed := 0
-	for o := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
-		token, err := highest(ctx, provider, workspacePrefix(id)+"instances/")
-		if err == nil {
-			tokens <- token
-		}
-		return err
+	for _, answer := range onAll(ctx, c, func(ctx context.Context, provider storage.Provider) (uint64, error) {
+		return highest(ctx, provider, workspacePrefix(id)+"instances/")
 	}) {
-		if o.err != nil {
-			causes[o.provider.URL()] = o.err
+		if answer.Err != nil {
+			causes[answer.Provider.URL()] = answer.Err
 			continue
 		}
-		listed++
-		newest = max(newest, <-tokens)
+		newest = max(newest, answer.Value)
 	}
-	if listed < c.policy.Count(len(c.providers)) {
+	if len(c.providers)-len(causes) < c.required() {
 		return 0, fmt.Errorf("%w: %w", ErrTooFew, unheard(ctx, "listing", workspacePrefix(id)+"instances/", causes))
 	}
 	return newest, nil
@@ -103,23 +94,18 @@ func (c *Catalog) Commit(ctx context.Context, commit workspace.Commit) error {
 // ReadHead asks every provider for a workspace's head: the commit with the highest sequence of the highest recorded
 // token, else that record's base (invariant 3). Providers answer one by one: comparing is the caller's (invariant 4).
 func (c *Catalog) ReadHead(ctx context.Context, id string) workspace.ReadHeadResult {
-	answers := make([]workspace.ProviderHead, len(c.providers))
-	index := make(map[storage.Provider]int, len(c.providers))
-	for i, provider := range c.providers {
-		index[provider] = i
-	}
-	for o := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
-		answer, err := head(ctx, provider, id)
-		answers[index[provider]] = answer
-		return err
+	result := workspace.ReadHeadResult{Policy: c.policy.String()}
+	for _, answer := range onAll(ctx, c, func(ctx context.Context, provider storage.Provider) (workspace.ProviderHead, error) {
+		return head(ctx, provider, id)
 	}) {
-		answer := &answers[index[o.provider]]
-		answer.Provider = o.provider.URL()
-		if o.err != nil {
-			answer.Error = o.err.Error()
+		said := answer.Value
+		said.Provider = answer.Provider.URL()
+		if answer.Err != nil {
+			said.Error = answer.Err.Error()
 		}
+		result.Providers = append(result.Providers, said)
 	}
-	return workspace.ReadHeadResult{Providers: answers, Policy: c.policy.String()}
+	return result
 }
 
 func head(ctx context.Context, provider storage.Provider, id string) (workspace.ProviderHead, error) {
@@ -168,29 +154,37 @@ func (c *Catalog) CommitsOf(ctx context.Context, id string, token uint64) (commi
 }
 
 func (c *Catalog) commitsBelow(ctx context.Context, prefix string) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
+	type held struct {
+		key    string
+		commit workspace.Commit
+	}
 	holders, failed = map[string][]string{}, map[string]error{}
 	seen := map[string]bool{}
-	for _, provider := range c.providers {
-		keys, err := c.keysBelow(ctx, provider, prefix)
-		for _, key := range keys {
-			if err != nil {
-				break
+	for _, answer := range storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: c.required()},
+		func(ctx context.Context, provider storage.Provider, beat func()) (all []held, err error) {
+			keys, err := c.keysBelow(ctx, provider, prefix)
+			for _, key := range keys {
+				if err != nil {
+					break
+				}
+				beat()
+				h := held{key: key}
+				if err = c.soon(ctx, func(ctx context.Context) error { return decode(ctx, provider, key, &h.commit) }); err == nil {
+					all = append(all, h)
+				}
 			}
-			var commit workspace.Commit
-			if commit, err = soon(ctx, c, func(ctx context.Context) (commit workspace.Commit, err error) {
-				err = decode(ctx, provider, key, &commit)
-				return commit, err
-			}); err != nil {
-				break
-			}
-			holders[commit.Snapshot] = append(holders[commit.Snapshot], provider.URL())
-			if !seen[key] {
-				seen[key] = true
-				commits = append(commits, commit)
+			return all, err
+		}, nil) {
+		url := answer.Provider.URL()
+		for _, h := range answer.Value { // what was read before a failure is there
+			holders[h.commit.Snapshot] = append(holders[h.commit.Snapshot], url)
+			if !seen[h.key] {
+				seen[h.key] = true
+				commits = append(commits, h.commit)
 			}
 		}
-		if err != nil {
-			failed[provider.URL()] = err
+		if answer.Err != nil {
+			failed[url] = answer.Err
 		}
 	}
 	sortCommits(commits)

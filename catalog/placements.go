@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 
@@ -23,11 +24,12 @@ type Placement struct {
 // ReleasePlacement removes a placement from every provider; one that is not there is no error.
 func (c *Catalog) ReleasePlacement(ctx context.Context, node, id string, token uint64) error {
 	causes := map[string]error{}
-	for o := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
-		return provider.Delete(ctx, placementKey(node, id, token))
-	}) {
-		if o.err != nil {
-			causes[o.provider.URL()] = o.err
+	for _, answer := range storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: len(c.providers), Within: c.answerWithin},
+		func(ctx context.Context, provider storage.Provider, _ func()) (struct{}, error) {
+			return struct{}{}, provider.Delete(ctx, placementKey(node, id, token))
+		}, nil) {
+		if answer.Err != nil {
+			causes[answer.Provider.URL()] = answer.Err
 		}
 	}
 	if len(causes) > 0 {
@@ -38,24 +40,14 @@ func (c *Catalog) ReleasePlacement(ctx context.Context, node, id string, token u
 
 // Placements lists what any provider says that a node holds.
 func (c *Catalog) Placements(ctx context.Context, node string) ([]Placement, error) {
-	found := map[string]Placement{}
-	causes := map[string]error{}
-	for _, provider := range c.providers {
-		keys, err := c.keysBelow(ctx, provider, "catalog/nodes/"+node+"/")
-		for _, key := range keys {
-			id, token, err := workspace.ParseInstanceName(path.Base(key))
-			if err != nil {
-				continue // not ours
-			}
-			found[key] = Placement{WorkspaceID: id, Token: token}
-		}
+	keys, causes := c.keysAnywhere(ctx, "catalog/nodes/"+node+"/")
+	placements := make([]Placement, 0, len(keys))
+	for _, key := range keys {
+		id, token, err := workspace.ParseInstanceName(path.Base(key))
 		if err != nil {
-			causes[provider.URL()] = err
+			continue // not ours
 		}
-	}
-	placements := make([]Placement, 0, len(found))
-	for _, placement := range found {
-		placements = append(placements, placement)
+		placements = append(placements, Placement{WorkspaceID: id, Token: token})
 	}
 	sort.Slice(placements, func(i, j int) bool {
 		a, b := placements[i], placements[j]
@@ -67,38 +59,51 @@ func (c *Catalog) Placements(ctx context.Context, node string) ([]Placement, err
 	return placements, nil
 }
 
-// keysBelow lists the keys of one provider, in ascending order.
-func (c *Catalog) keysBelow(ctx context.Context, provider storage.Provider, prefix string) ([]string, error) {
-	return soon(ctx, c, func(ctx context.Context) ([]string, error) {
-		var keys []string
-		err := provider.List(ctx, prefix, func(object storage.Object) error {
+// keysAnywhere lists the keys that any provider has, in ascending order, and says which providers could not be listed to
+// the end.
+func (c *Catalog) keysAnywhere(ctx context.Context, prefix string) ([]string, map[string]error) {
+	var keys []string
+	causes := map[string]error{}
+	for _, answer := range onAll(ctx, c, func(ctx context.Context, provider storage.Provider) ([]string, error) {
+		return c.keysBelow(ctx, provider, prefix)
+	}) {
+		keys = append(keys, answer.Value...)
+		if answer.Err != nil {
+			causes[answer.Provider.URL()] = answer.Err
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys), causes
+}
+
+// keysBelow lists the keys of one provider, in ascending order; with an error, those that it had given before.
+func (c *Catalog) keysBelow(ctx context.Context, provider storage.Provider, prefix string) (keys []string, err error) {
+	err = c.soon(ctx, func(ctx context.Context) error {
+		return provider.List(ctx, prefix, func(object storage.Object) error {
 			keys = append(keys, object.Key)
 			return nil
 		})
-		return keys, err
 	})
+	return keys, err
+}
+
+// soon asks one provider within answerWithin.
+func (c *Catalog) soon(ctx context.Context, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, c.answerWithin)
+	defer cancel()
+	return ask(ctx)
 }
 
 // FindID returns the id that a name has: the one that was not deleted. storage.ErrNotFound when there is none. While a
 // store that might know of a deletion cannot be asked, the only id that the name ever had is returned all the same: an
 // operator needs its password then most of all.
 func (c *Catalog) FindID(ctx context.Context, name string) (string, error) {
-	ids := map[string]bool{}
-	causes := map[string]error{}
-	for _, provider := range c.providers {
-		keys, err := c.keysBelow(ctx, provider, "catalog/names/"+name+"/")
-		for _, key := range keys {
-			ids[strings.TrimSuffix(path.Base(key), ".json")] = true
-		}
-		if err != nil {
-			causes[provider.URL()] = err
-		}
-	}
+	ids, causes := c.keysAnywhere(ctx, "catalog/names/"+name+"/")
 	var live, unsure []string
 	var doubt error
-	for id := range ids {
-		var gone deleted
-		switch err := c.load(ctx, workspacePrefix(id)+"deleted.json", &gone); {
+	for _, key := range ids {
+		id := strings.TrimSuffix(path.Base(key), ".json")
+		switch _, err := load[deleted](ctx, c, workspacePrefix(id)+"deleted.json"); {
 		case errors.Is(err, storage.ErrNotFound):
 			live = append(live, id)
 		case err != nil:

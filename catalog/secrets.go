@@ -19,9 +19,7 @@ type Password struct {
 
 // Password reads a repository's wrapped password; storage.ErrNotFound when every provider answered that it has none.
 func (c *Catalog) Password(ctx context.Context, id string) (Password, error) {
-	var password Password
-	err := c.load(ctx, workspacePrefix(id)+"password.json", &password)
-	return password, err
+	return load[Password](ctx, c, workspacePrefix(id)+"password.json")
 }
 
 // CreatePassword stores the wrapped password of a new repository and returns the one that counts: when another
@@ -44,9 +42,7 @@ type Control struct {
 
 // Control reads the control side's wrapped keys; storage.ErrNotFound when every provider answered that it has none.
 func (c *Catalog) Control(ctx context.Context) (Control, error) {
-	var control Control
-	err := c.load(ctx, "catalog/control.json", &control)
-	return control, err
+	return load[Control](ctx, c, "catalog/control.json")
 }
 
 // CreateControl stores new control keys and returns the ones that count, as CreatePassword does.
@@ -92,27 +88,22 @@ func (c *Catalog) RecordDeleted(ctx context.Context, id, name string, token uint
 // DiscardRepository removes a deleted workspace's repository from every provider. It is refused unless the workspace
 // was recorded as deleted.
 func (c *Catalog) DiscardRepository(ctx context.Context, id, prefix string) error {
-	var gone deleted
-	if err := c.load(ctx, workspacePrefix(id)+"deleted.json", &gone); err != nil {
+	if _, err := load[deleted](ctx, c, workspacePrefix(id)+"deleted.json"); err != nil {
 		return fmt.Errorf("discarding the repository of %s: it is not recorded as deleted: %w", id, err)
 	}
-	for o := range c.onAll(ctx, func(ctx context.Context, provider storage.Provider) error {
-		var keys []string
-		if err := provider.List(ctx, prefix+"/", func(object storage.Object) error {
-			keys = append(keys, object.Key)
-			return nil
-		}); err != nil {
-			return err
-		}
-		for _, key := range keys {
-			if err := provider.Delete(ctx, key); err != nil {
-				return err
+	for _, answer := range storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: len(c.providers)},
+		func(ctx context.Context, provider storage.Provider, _ func()) (struct{}, error) {
+			keys, err := c.keysBelow(ctx, provider, prefix+"/")
+			for _, key := range keys {
+				if err != nil {
+					break
+				}
+				err = c.soon(ctx, func(ctx context.Context) error { return provider.Delete(ctx, key) })
 			}
-		}
-		return nil
-	}) {
-		if o.err != nil {
-			return fmt.Errorf("discarding the repository of %s on %s: %w", id, o.provider.URL(), o.err)
+			return struct{}{}, err
+		}, nil) {
+		if answer.Err != nil {
+			return fmt.Errorf("discarding the repository of %s on %s: %w", id, answer.Provider.URL(), answer.Err)
 		}
 	}
 	return nil

@@ -33,11 +33,15 @@ type gsConfig struct {
 	// RetryFor is how long a request that fails is tried again, from its first failure. Default 5 s: waiting longer is
 	// for those above, who can say why.
 	RetryFor time.Duration
+	// RetryAfterAtMost bounds what the service may ask for with Retry-After. Default 3 s.
+	RetryAfterAtMost time.Duration
 	// Stall is how long a connection may carry no byte in either direction before it is given up. Default 60 s: a slow
 	// line can take half a minute to send what the kernel has already taken.
 	Stall time.Duration
 	// Wrap, for tests, puts something around the HTTP transport.
 	Wrap func(http.RoundTripper) http.RoundTripper
+
+	circuit *circuit // is told how requests end; nil: nobody
 }
 
 func (c *gsConfig) applyDefaults() {
@@ -59,6 +63,9 @@ func (c *gsConfig) applyDefaults() {
 	c.ChunkSize = (c.ChunkSize + gsChunkUnit - 1) / gsChunkUnit * gsChunkUnit
 	if c.RetryFor <= 0 {
 		c.RetryFor = 5 * time.Second
+	}
+	if c.RetryAfterAtMost <= 0 {
+		c.RetryAfterAtMost = 3 * time.Second
 	}
 	if c.Stall <= 0 {
 		c.Stall = 60 * time.Second
@@ -85,8 +92,8 @@ type gsProvider struct {
 var gsBucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$`)
 
 // openGS opens a bucket, or the part of it below prefix, for Open.
-func openGS(ctx context.Context, bucket, prefix string, o OpenOptions) (Provider, error) {
-	g, err := newGS(ctx, bucket, prefix, gsConfig{Endpoint: o.GCSEndpoint, DialContext: o.DialContext, Logger: o.Logger})
+func openGS(ctx context.Context, bucket, prefix string, o OpenOptions, c *circuit) (Provider, error) {
+	g, err := newGS(ctx, bucket, prefix, gsConfig{Endpoint: o.GCSEndpoint, DialContext: o.DialContext, Logger: o.Logger, circuit: c})
 	if err != nil {
 		return nil, err // not g: a nil *gsProvider in an interface is not nil
 	}
@@ -122,6 +129,7 @@ func (g *gsProvider) connect(ctx context.Context) (*gcs.Client, error) {
 		base = g.config.Wrap(base)
 	}
 	base = &gsDownloads{&gsBodies{base}}
+	watched := &watchedTransport{base: base, circuit: g.config.circuit, retryAfterAtMost: g.config.RetryAfterAtMost}
 	if g.config.Endpoint != "" {
 		endpoint, err := url.Parse(g.config.Endpoint)
 		if err != nil || endpoint.Host == "" {
@@ -129,7 +137,7 @@ func (g *gsProvider) connect(ctx context.Context) (*gcs.Client, error) {
 		}
 		endpoint.Path = "/storage/v1/"
 		return gcs.NewClient(ctx, option.WithEndpoint(endpoint.String()), option.WithoutAuthentication(),
-			option.WithHTTPClient(&http.Client{Transport: base}), gcs.WithJSONReads())
+			option.WithHTTPClient(&http.Client{Transport: watched}), gcs.WithJSONReads())
 	}
 	// Tokens are fetched through the same resolver as everything else; a service account's key signs its own, which
 	// needs no network at all and so works through an outage.
@@ -139,7 +147,7 @@ func (g *gsProvider) connect(ctx context.Context) (*gcs.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("no Google credentials found (set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login): %w: %w", ErrPermission, err)
 	}
-	client, err := httptransport.NewClient(&httptransport.Options{Credentials: creds, BaseRoundTripper: base})
+	client, err := httptransport.NewClient(&httptransport.Options{Credentials: creds, BaseRoundTripper: watched})
 	if err != nil {
 		return nil, err
 	}

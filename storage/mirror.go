@@ -138,6 +138,9 @@ func (m *Mirror) markBehind(p Provider, err error) {
 	defer m.mu.Unlock()
 	if _, ok := m.behind[p.URL()]; !ok {
 		m.behind[p.URL()] = err
+		if t := trafficOf(p); t != nil {
+			t.behind.Add(1)
+		}
 	}
 }
 
@@ -180,68 +183,60 @@ func alive(ctx context.Context, patience time.Duration, call func(ctx context.Co
 	return err
 }
 
-// onAll makes a call on every provider at once and collects what failed.
-func (m *Mirror) onAll(ctx context.Context, call func(ctx context.Context, p Provider, beat func()) error) map[string]error {
-	var mu sync.Mutex
-	var group sync.WaitGroup
-	failed := map[string]error{}
-	for _, p := range m.providers {
-		group.Go(func() {
-			err := m.retry(ctx, func() error {
-				return alive(ctx, m.options.StallTimeout, func(ctx context.Context, beat func()) error { return call(ctx, p, beat) })
+// onAll makes a call on every provider at once, as Ask does: when as many as are enough have succeeded, those that are
+// away are not waited for. Each address is in exactly one of the maps.
+func onAll[T any](ctx context.Context, m *Mirror, enough int, call func(ctx context.Context, p Provider, beat func()) (T, error)) (map[string]T, map[string]error) {
+	values, failed := map[string]T{}, map[string]error{}
+	for _, answer := range Ask(ctx, Question{Providers: m.providers, Enough: enough}, func(ctx context.Context, p Provider, beat func()) (value T, err error) {
+		err = m.retry(ctx, func() error {
+			return alive(ctx, m.options.StallTimeout, func(ctx context.Context, alsoBeat func()) error {
+				value, err = call(ctx, p, func() { beat(); alsoBeat() })
+				return err
 			})
-			if err != nil {
-				mu.Lock()
-				failed[p.URL()] = err
-				mu.Unlock()
-			}
 		})
+		return value, err
+	}, nil) {
+		if answer.Err == nil {
+			values[answer.Provider.URL()] = answer.Value
+		} else {
+			failed[answer.Provider.URL()] = answer.Err
+		}
 	}
-	group.Wait()
-	return failed
+	return values, failed
 }
 
-// StatAll asks every provider for one object. Each address is in exactly one of the maps.
+// required is how many providers the policy requires.
+func (m *Mirror) required() int { return m.options.Policy.Count(len(m.providers)) }
+
+// StatAll asks every provider for one object; see ListAll. Each address is in exactly one of the maps.
 func (m *Mirror) StatAll(ctx context.Context, key string) (map[string]Object, map[string]error) {
-	var mu sync.Mutex
-	objects := map[string]Object{}
-	failed := m.onAll(ctx, func(ctx context.Context, p Provider, _ func()) error {
-		object, err := p.Stat(ctx, key)
-		if err == nil {
-			mu.Lock()
-			objects[p.URL()] = object
-			mu.Unlock()
-		}
-		return err
-	})
-	return objects, failed
+	return onAll(ctx, m, m.required(), func(ctx context.Context, p Provider, _ func()) (Object, error) { return p.Stat(ctx, key) })
 }
 
 // ListAll lists every provider to its end. Each address is in exactly one of the maps: a listing that failed is never a
-// short one.
+// short one. When the policy's number of providers have been listed, one that is away has failed, with ErrAway.
 func (m *Mirror) ListAll(ctx context.Context, prefix string) (map[string][]Object, map[string]error) {
-	var mu sync.Mutex
-	listings := map[string][]Object{}
-	failed := m.onAll(ctx, func(ctx context.Context, p Provider, beat func()) error {
+	return m.listAll(ctx, prefix, m.required())
+}
+
+func (m *Mirror) listAll(ctx context.Context, prefix string, enough int) (map[string][]Object, map[string]error) {
+	return onAll(ctx, m, enough, func(ctx context.Context, p Provider, beat func()) ([]Object, error) {
 		objects := []Object{}
 		err := p.List(ctx, prefix, func(object Object) error {
 			beat()
 			objects = append(objects, object)
 			return nil
 		})
-		if err == nil {
-			mu.Lock()
-			listings[p.URL()] = objects
-			mu.Unlock()
-		}
-		return err
+		return objects, err
 	})
-	return listings, failed
 }
 
-// Delete removes an object from every provider, those that are behind included. The error is a *MirrorError.
+// Delete removes an object from every provider, those that are behind included. The error is a *MirrorError, also when
+// the policy's number of providers have removed it and another is away.
 func (m *Mirror) Delete(ctx context.Context, key string) error {
-	failed := m.onAll(ctx, func(ctx context.Context, p Provider, _ func()) error { return p.Delete(ctx, key) })
+	_, failed := onAll(ctx, m, m.required(), func(ctx context.Context, p Provider, _ func()) (struct{}, error) {
+		return struct{}{}, p.Delete(ctx, key)
+	})
 	if len(failed) == 0 {
 		return nil
 	}

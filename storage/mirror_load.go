@@ -40,7 +40,7 @@ func (m *Mirror) Load(ctx context.Context, key string, offset, length int64, che
 			}
 			asked++
 			began := time.Now()
-			got, err := m.loadOne(ctx, p, key, offset, length, check)
+			got, err := m.loadNow(ctx, p, i < len(order)-1, key, offset, length, check)
 			if err == nil {
 				data, found = got, true
 				return nil
@@ -79,7 +79,7 @@ func (m *Mirror) Load(ctx context.Context, key string, offset, length int64, che
 const slowFailure = 2 * time.Second
 
 // order gives the providers as a read asks them: the mirror's order, but last those that are behind (they often lack
-// what is asked for) and those that have just cost a read a long wait for nothing. A restore of a thousand packs must
+// what is asked for) and those that are away or have just cost a read a long wait for nothing. A restore of a thousand packs must
 // not wait a thousand times for a provider that hangs. A provider passed over counts as a fallback.
 func (m *Mirror) order(key string) []Provider {
 	rank := map[string]int{}
@@ -94,6 +94,11 @@ func (m *Mirror) order(key string) []Provider {
 		}
 	}
 	m.mu.Unlock()
+	for _, p := range m.providers {
+		if err := Away(p); err != nil {
+			rank[p.URL()], hung[p.URL()] = 2, err
+		}
+	}
 	order := slices.Clone(m.providers)
 	slices.SortStableFunc(order, func(a, b Provider) int { return cmp.Compare(rank[a.URL()], rank[b.URL()]) })
 	for i, p := range m.providers {
@@ -120,9 +125,30 @@ func (m *Mirror) fellBack(p Provider, key string, err error) {
 	m.mu.Lock()
 	m.fallbacks[p.URL()]++
 	m.mu.Unlock()
+	if t := trafficOf(p); t != nil {
+		t.fallbacks.Add(1)
+	}
 	if m.options.OnFallback != nil {
 		m.options.OnFallback(p.URL(), key, err)
 	}
+}
+
+// loadNow is loadOne, which is left as soon as the provider is found to be away when another one can still be asked.
+func (m *Mirror) loadNow(ctx context.Context, p Provider, others bool, key string, offset, length int64, check func([]byte) error) ([]byte, error) {
+	c := circuitOf(p)
+	if c == nil || !others || c.away() != nil {
+		return m.loadOne(ctx, p, key, offset, length, check)
+	}
+	ctx, cancel := c.awaited(ctx)
+	defer cancel()
+	data, err := m.loadOne(ctx, p, key, offset, length, check)
+	if err != nil && context.Cause(ctx) == ErrAway { //nolint:errorlint // the cause itself, which no caller sets
+		if away := c.away(); away != nil {
+			return nil, away
+		}
+		return nil, fmt.Errorf("%w: %v", ErrAway, err)
+	}
+	return data, err
 }
 
 // loadOne reads from one provider and believes nothing.

@@ -8,7 +8,8 @@ import (
 
 // Put writes an object to all providers that are not behind, at once. When as many as the policy requires hold it, or
 // when so many have failed that they cannot any more, the others get LagTimeout more (a writer who did not wait would
-// pile up unsent packs in memory) and are cut off.
+// pile up unsent packs in memory) and are cut off. One that is away (see WithCircuit) is not asked while the others may
+// be enough, and not waited for when they are; when they are not, it is asked and waited for as any other.
 //
 // It returns nil only when as many as the policy requires hold the object; those that do not are behind from then on.
 // Fewer than required: a *MirrorError, which is Retryable unless all causes are permanent, and nobody is marked behind. A create-only write that
@@ -23,8 +24,10 @@ func (m *Mirror) Put(ctx context.Context, key string, data []byte, options PutOp
 	if err := m.life.Err(); err != nil {
 		return errors.New("the mirror is closed")
 	}
+	began := time.Now()
 	writing, cut := context.WithCancel(ctx)
 	defer context.AfterFunc(m.life, cut)()
+	defer cut()
 
 	type answer struct {
 		provider Provider
@@ -32,43 +35,84 @@ func (m *Mirror) Put(ctx context.Context, key string, data []byte, options PutOp
 	}
 	causes := map[string]error{}
 	waiting := map[string]Provider{}
+	spared := []Provider{}                         // away, and not asked
 	answers := make(chan answer, len(m.providers)) // room for all: nobody who is cut off is left sending
-	for _, p := range m.providers {
-		if err := m.BehindError(p.URL()); err != nil {
-			causes[p.URL()] = err
-			continue
-		}
+	gone := make(chan struct{}, 1)                 // one of those that are awaited may be away
+	write := func(p Provider) {
 		waiting[p.URL()] = p
+		c := circuitOf(p)
+		var sign <-chan struct{}
+		if c != nil {
+			sign = c.next() // from before the first request
+		}
 		m.writes.Add(1)
 		go func() {
 			defer m.writes.Done()
 			answers <- answer{p, m.putOne(writing, p, key, data, options)}
 		}()
+		if c != nil {
+			go c.tell(writing, sign, gone)
+		}
 	}
-	defer cut()
-
-	required, have := m.options.Policy.Count(len(m.providers)), 0
+	required, have := m.required(), 0
+	for _, p := range m.providers {
+		if err := m.BehindError(p.URL()); err != nil {
+			causes[p.URL()] = err
+		} else if err := Away(p); err != nil {
+			causes[p.URL()] = err
+			spared = append(spared, p)
+		} else {
+			write(p)
+		}
+	}
 	var lag <-chan time.Time
-	for len(waiting) > 0 {
+	for {
+		if have+len(waiting) < required && len(spared) > 0 {
+			for _, p := range spared {
+				write(p)
+			}
+			spared = nil
+		}
+		if have >= required {
+			for url, p := range waiting {
+				if err := Away(p); err != nil {
+					causes[url] = err
+					delete(waiting, url)
+				}
+			}
+		}
+		if len(waiting) == 0 {
+			break
+		}
+		if decided := have >= required || have+len(waiting) < required; decided && lag == nil {
+			timer := time.NewTimer(m.options.LagTimeout)
+			defer timer.Stop()
+			lag = timer.C
+		}
 		select {
 		case a := <-answers:
+			if waiting[a.provider.URL()] == nil {
+				break // it was left
+			}
 			delete(waiting, a.provider.URL())
 			switch {
 			case a.err == nil:
 				have++
+				delete(causes, a.provider.URL())
 			case options.CreateOnly && errors.Is(a.err, ErrExists):
 				return &MirrorError{Doing: "storing", Key: key, Causes: map[string]error{a.provider.URL(): a.err}}
 			default:
 				causes[a.provider.URL()] = a.err
 			}
-			decided := have >= required || have+len(waiting) < required
-			if decided && lag == nil {
-				timer := time.NewTimer(m.options.LagTimeout)
-				defer timer.Stop()
-				lag = timer.C
-			}
+		case <-gone:
 		case <-lag:
-			m.leaveBehind(waiting, causes, errors.New("its write took longer than the others' and was cut off"))
+			late := errors.New("its write took longer than the others' and was cut off")
+			for _, p := range waiting {
+				if c := circuitOf(p); c != nil && have >= required && len(data) <= slowest {
+					c.left(began, late)
+				}
+			}
+			m.leaveBehind(waiting, causes, late)
 			clear(waiting)
 		case <-ctx.Done():
 			m.leaveBehind(waiting, causes, ctx.Err())

@@ -63,7 +63,7 @@ func (r RepairReport) Complete() bool {
 // The report says what was done also when there is an error. An error names what could not be listed, read or written;
 // running Repair again continues where it ended.
 func (m *Mirror) Repair(ctx context.Context, prefix string, options RepairOptions) (RepairReport, error) {
-	listings, failed := m.ListAll(ctx, prefix)
+	listings, failed := m.listAll(ctx, prefix, len(m.providers)) // also those that are away: they are what it is for
 	r := &repair{
 		m: m, options: options, incomplete: map[string]bool{},
 		report: RepairReport{Copied: map[string]int{}, Bytes: map[string]int64{}},

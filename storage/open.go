@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/url"
 	"slices"
@@ -21,20 +22,30 @@ import (
 //
 // Nothing is asked of the network, so that a store which cannot be reached at the moment can be opened. The provider's
 // URL is the address in its shortest form, with the query that it was given; an endpoint that comes from the options is
-// not part of it, so that a store keeps its name when its server moves.
+// not part of it, so that a store keeps its name when its server moves. The provider has a circuit (see WithCircuit).
 func Open(ctx context.Context, address string, options OpenOptions) (Provider, error) {
 	parsed, err := parseAddress(address)
 	if err != nil {
 		return nil, err
 	}
+	logger := options.Logger
+	if logger == nil {
+		logger = slog.Default()
+	}
+	c := newCircuit(address, CircuitOptions{Logger: logger})
+	var p Provider
 	switch parsed.Scheme {
 	case "file":
-		return openFile(ctx, parsed, options)
+		p, err = openFile(ctx, parsed, options)
 	case "gs", "s3":
-		return openBucket(ctx, parsed, options)
+		p, err = openBucket(ctx, parsed, options, c)
 	default:
 		return nil, fmt.Errorf(`store address with the scheme %q: want gs://bucket/prefix, s3://bucket/prefix or file:///directory: %w`, parsed.Scheme, ErrInvalid)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return watch(p, c, parsed.Scheme == "file"), nil
 }
 
 // parseAddress never repeats the address in an error before it is sure that there is no password in it.
@@ -76,7 +87,7 @@ func openFile(ctx context.Context, address *url.URL, options OpenOptions) (Provi
 	return d, nil
 }
 
-func openBucket(ctx context.Context, address *url.URL, options OpenOptions) (Provider, error) {
+func openBucket(ctx context.Context, address *url.URL, options OpenOptions, c *circuit) (Provider, error) {
 	if address.Host == "" || address.Port() != "" {
 		return nil, fmt.Errorf("store address %q: want %s://bucket/prefix: %w", address, address.Scheme, ErrInvalid)
 	}
@@ -101,9 +112,9 @@ func openBucket(ctx context.Context, address *url.URL, options OpenOptions) (Pro
 	}
 	var provider Provider
 	if address.Scheme == "gs" {
-		provider, err = openGS(ctx, address.Host, address.Path, options)
+		provider, err = openGS(ctx, address.Host, address.Path, options, c)
 	} else {
-		provider, err = openS3(ctx, address.Host, address.Path, options)
+		provider, err = openS3(ctx, address.Host, address.Path, options, c)
 	}
 	if err != nil {
 		return nil, err
@@ -115,8 +126,8 @@ func openBucket(ctx context.Context, address *url.URL, options OpenOptions) (Pro
 	return &addressed{Provider: provider, url: canonical.String()}, nil
 }
 
-func openS3(ctx context.Context, bucket, prefix string, o OpenOptions) (Provider, error) {
-	p, err := newS3(ctx, bucket, prefix, s3Config{Endpoint: o.S3Endpoint, Region: o.S3Region, DialContext: o.DialContext, Logger: o.Logger})
+func openS3(ctx context.Context, bucket, prefix string, o OpenOptions, c *circuit) (Provider, error) {
+	p, err := newS3(ctx, bucket, prefix, s3Config{Endpoint: o.S3Endpoint, Region: o.S3Region, DialContext: o.DialContext, Logger: o.Logger, circuit: c})
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,8 @@ type s3Config struct {
 	Stall time.Duration
 	// Wrap, for tests, puts something around the HTTP transport.
 	Wrap func(http.RoundTripper) http.RoundTripper
+
+	circuit *circuit // is told how requests end; nil: nobody
 }
 
 func (c *s3Config) applyDefaults() {
@@ -113,6 +115,7 @@ func newS3(ctx context.Context, bucket, prefix string, config s3Config) (*s3Prov
 	if loaded.Region == "" {
 		loaded.Region = "us-east-1"
 	}
+	transport = &watchedTransport{base: transport, circuit: config.circuit} // Retry-After is again's
 	p.client = s3.NewFromConfig(loaded, func(o *s3.Options) {
 		o.HTTPClient = &http.Client{Transport: transport, CheckRedirect: noRedirect}
 		if config.Endpoint != "" {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/aws/smithy-go"
@@ -126,16 +125,11 @@ func (p *s3Provider) again(ctx context.Context, call func() error) error {
 	}
 }
 
-// s3RetryAfter is what the answer asks to wait, 0 when it does not. Dates, the other form of that header, are left to
-// the usual pauses: clocks differ.
+// s3RetryAfter is what the answer asks to wait, 0 when it does not.
 func s3RetryAfter(err error) time.Duration {
 	var response *smithyhttp.ResponseError
 	if !errors.As(err, &response) || response.Response == nil {
 		return 0
 	}
-	seconds, err := strconv.Atoi(response.Response.Header.Get("Retry-After"))
-	if err != nil || seconds < 0 {
-		return 0
-	}
-	return time.Duration(seconds) * time.Second
+	return retryAfter(response.Response.Header, time.Now())
 }

@@ -18,6 +18,9 @@ type sub struct {
 	prefix   string
 }
 
+func (s *sub) circuitOf() *circuit { return circuitOf(s.provider) }
+func (s *sub) trafficOf() *traffic { return trafficOf(s.provider) }
+
 // URL is the underlying provider's with the prefix at the end of its path, before any ?endpoint=.
 func (s *sub) URL() string {
 	address, query, hasQuery := strings.Cut(s.provider.URL(), "?")

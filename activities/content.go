@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/go-git/go-git/v5"
@@ -14,6 +17,9 @@ import (
 	"holdfast/snapshot"
 	"holdfast/workspace"
 )
+
+// identityFile is the name beside the content that Volumes keeps an identity under.
+const identityFile = "identity.json"
 
 // uploadPatience is how long a start waits for the directory that somebody promised to send.
 const uploadPatience = 15 * time.Minute
@@ -54,7 +60,7 @@ func (n *Node) PrepareContent(ctx context.Context, input workspace.PrepareConten
 			mark.State = contentPrepared
 			return n.Volumes.mark(mark)
 		}
-		if err := n.admit(input.SizeBytes); err != nil {
+		if err := n.admit(max(0, input.SizeBytes-occupied(n.Volumes.content(target.WorkspaceID, target.Token)))); err != nil {
 			return err
 		}
 		if err := n.begin(mark); err != nil {
@@ -84,8 +90,9 @@ func (n *Node) admit(size int64) error {
 }
 
 // cleared deals with what an earlier attempt left half done: it is not content and goes to the trash, before the room
-// on the disk is counted. Only an upload that is in place stays (it came there whole or not at all): whoever sent it was
-// told that it arrived and does not send it again.
+// on the disk is counted. What stays is an upload that is in place (it came there whole or not at all; whoever sent it
+// was told that it arrived and does not send it again), and of a restore what it has verified already: another attempt
+// for the same token and snapshot goes on from there. When the operation is given up, all goes with the instance.
 func (n *Node) cleared(ctx context.Context, input workspace.PrepareContentInput, mark identity) (arrived bool, err error) {
 	found, err := n.Volumes.identify(mark.WorkspaceID, mark.Token)
 	switch {
@@ -95,6 +102,8 @@ func (n *Node) cleared(ctx context.Context, input workspace.PrepareContentInput,
 		return false, err
 	case found.State != contentPreparing:
 		return false, fmt.Errorf("%s was whole once and is not any more: %w", workspace.InstanceName(mark.WorkspaceID, mark.Token), errNoContent)
+	case input.Snapshot != "" && found.Base == input.Snapshot:
+		return n.keepRestored(ctx, mark)
 	case input.Source.Kind == workspace.SourceUpload && input.Snapshot == "":
 		if n.uploads.receiving(mark.WorkspaceID, mark.Token) {
 			return false, nil // it began for an attempt before this one and goes on
@@ -104,6 +113,62 @@ func (n *Node) cleared(ctx context.Context, input workspace.PrepareContentInput,
 		}
 	}
 	return false, n.Volumes.trash(ctx, mark.WorkspaceID, mark.Token)
+}
+
+// keepRestored leaves in an instance's directory only what a restore of its base has put there. The content itself is
+// there whole and verified, or not at all (invariant 5): then only the mark is missing (invariant 8).
+func (n *Node) keepRestored(ctx context.Context, mark identity) (arrived bool, err error) {
+	content := n.Volumes.content(mark.WorkspaceID, mark.Token)
+	switch info, err := os.Lstat(content); {
+	case err == nil && info.IsDir():
+		return true, nil
+	case err == nil:
+		return false, n.Volumes.trash(ctx, mark.WorkspaceID, mark.Token)
+	case !errors.Is(err, os.ErrNotExist):
+		return false, fmt.Errorf("looking for the restored content: %w", err)
+	}
+	kept, err := snapshot.Unfinished(content)
+	if err != nil {
+		return false, err
+	}
+	dir := n.Volumes.dir(mark.WorkspaceID, mark.Token)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false, fmt.Errorf("looking at what an earlier attempt left: %w", err)
+	}
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		if entry.Name() == identityFile || slices.Contains(kept, path) {
+			continue
+		}
+		if err := removeTree(ctx, path); err != nil {
+			return false, fmt.Errorf("removing what an earlier attempt left: %w", err)
+		}
+	}
+	return false, nil
+}
+
+// occupied is the room in bytes that earlier attempts to restore to content take up already.
+func occupied(content string) int64 {
+	left, err := snapshot.Unfinished(content)
+	if err != nil {
+		return 0 // counted twice then, which refuses too much and never too little
+	}
+	var blocks int64
+	for _, dir := range left {
+		_ = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+			if err != nil {
+				return nil //nolint:nilerr // as above
+			}
+			if info, err := entry.Info(); err == nil {
+				if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+					blocks += stat.Blocks
+				}
+			}
+			return nil
+		})
+	}
+	return blocks * 512
 }
 
 // begin makes the instance's directory.

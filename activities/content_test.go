@@ -6,12 +6,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math"
+	"math/rand"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -24,6 +27,7 @@ import (
 	"holdfast/dataport"
 	"holdfast/engine"
 	"holdfast/keys"
+	"holdfast/snapshot"
 	"holdfast/storage"
 	"holdfast/storage/faulty"
 	"holdfast/workspace"
@@ -93,6 +97,114 @@ func TestPrepareRestores(t *testing.T) {
 	require.NoError(t, err)
 	require.Nil(t, result.Restored)
 	require.Equal(t, "more", r.read(2, "notes.txt"), "what is in place is not restored over")
+}
+
+// DESIGN 8, invariant 8: a restore that is cut goes on in the next attempt with what it has verified; nothing of it is
+// taken for content before it is whole, and all of it goes when the operation is given up.
+func TestPrepareGoesOnWithACutRestore(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	r.started(1)
+	for i := range 12 {
+		large := make([]byte, 2<<20)
+		rand.New(rand.NewSource(int64(i))).Read(large)
+		r.write(1, fmt.Sprintf("large%d", i), string(large))
+	}
+	input := r.stopped(1)
+	r.record(2, input.Snapshot)
+	prepare := workspace.PrepareContentInput{Target: r.target(2), Snapshot: input.Snapshot}
+	var mutex sync.Mutex
+	packs := 0 // reads of packs in one attempt
+	// watch counts the reads of packs. More than so many fail, but not before something was restored.
+	watch := func(most int, target string) {
+		packs = 0
+		for _, store := range r.stores {
+			store.Clear()
+			store.Inject(faulty.Rule{Op: faulty.Get, Kind: faulty.Error, Err: storage.ErrPermission, Match: func(key string) bool {
+				if !strings.Contains(key, "/data/") {
+					return false
+				}
+				mutex.Lock()
+				packs++
+				fails := packs > most
+				mutex.Unlock()
+				for begun := time.Now(); fails && occupied(target) <= 2<<20 && time.Since(begun) < 20*time.Second; {
+					time.Sleep(time.Millisecond)
+				}
+				return fails
+			}})
+		}
+	}
+	watch(3, r.content(2))
+	_, err := run(r, r.node.PrepareContent, prepare)
+	require.Error(t, err)
+	require.NoDirExists(t, r.content(2))
+	require.Equal(t, contentPreparing, r.state(2))
+	left, err := snapshot.Unfinished(r.content(2))
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+	held := occupied(r.content(2))
+	require.Greater(t, held, int64(2<<20), "the cut came before anything was restored: the test shows nothing")
+	_, _, err = r.node.Volumes.usable(id, 2)
+	require.ErrorIs(t, err, errNoContent)
+
+	// What is not fetched again is not written anew either.
+	before := inodes(t, left[0])
+	watch(math.MaxInt, "")
+	result, err := run(r, r.node.PrepareContent, prepare)
+	require.NoError(t, err)
+	require.Equal(t, input.Snapshot, result.Restored.Snapshot)
+	require.Equal(t, contentPrepared, r.state(2))
+	after := inodes(t, r.content(2))
+	same := 0
+	for name, inode := range before {
+		if after[name] == inode {
+			same++
+		}
+	}
+	require.Positive(t, same)
+	for i := range 12 {
+		want := make([]byte, 2<<20)
+		rand.New(rand.NewSource(int64(i))).Read(want)
+		require.True(t, r.read(2, fmt.Sprintf("large%d", i)) == string(want), i)
+	}
+
+	// The agent died between the rename and the mark: nothing is restored again.
+	require.NoError(t, r.node.Volumes.mark(identity{WorkspaceID: id, Name: "atlas", Token: 2, State: contentPreparing, Base: input.Snapshot}))
+	watch(0, "")
+	_, err = run(r, r.node.PrepareContent, prepare)
+	require.NoError(t, err)
+	require.Zero(t, packs)
+	require.Equal(t, contentPrepared, r.state(2))
+
+	// Another base under this token is no reason to believe anything.
+	watch(math.MaxInt, "")
+	require.NoError(t, r.node.Volumes.mark(identity{WorkspaceID: id, Name: "atlas", Token: 2, State: contentPreparing, Base: "another"}))
+	_, err = run(r, r.node.PrepareContent, prepare)
+	require.NoError(t, err)
+	require.NotEqual(t, after["large0"], inodes(t, r.content(2))["large0"])
+
+	// Given up: the operation is undone, and nothing stays.
+	r.record(3, input.Snapshot)
+	watch(3, r.content(3))
+	prepare.Target = r.target(3)
+	_, err = run(r, r.node.PrepareContent, prepare)
+	require.Error(t, err)
+	require.DirExists(t, r.node.Volumes.dir(id, 3))
+	require.NoError(t, runPlain(r, r.node.DiscardInstance, workspace.DiscardInstanceInput{Target: r.target(3)}))
+	require.NoDirExists(t, r.node.Volumes.dir(id, 3))
+}
+
+func inodes(t *testing.T, dir string) map[string]uint64 {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	found := map[string]uint64{}
+	for _, entry := range entries {
+		info, err := entry.Info()
+		require.NoError(t, err)
+		found[entry.Name()] = info.Sys().(*syscall.Stat_t).Ino
+	}
+	return found
 }
 
 // invariant 5: content that was whole once and is not any more is never replaced without a word.

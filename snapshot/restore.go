@@ -15,9 +15,11 @@ import (
 // not exist, not even as an empty directory (ErrTargetExists); its parent must.
 //
 // Everything is written into a hidden directory beside the target, verified file by file against the hashes in the
-// snapshot, synced to the disk, and renamed into place (invariant 5). On any error, and when the context ends, the
-// hidden directory is removed and there is no target; what a killed process leaves is removed by the next restore to
-// the same target. Nothing in the snapshot can write outside of it.
+// snapshot, synced to the disk, and renamed into place (invariant 5). Until then there is no target. What an attempt
+// leaves that was killed or cancelled, or failed in a way that another attempt may not (a provider away), stays in the
+// hidden directory; the next Restore to the same target, of whatever snapshot, goes on from there and fetches only what is
+// not there with the right hash. Who gives up removes what Unfinished lists. After any other error nothing is left.
+// Nothing in the snapshot can write outside of the directory.
 //
 // What this user may not set (other owners, devices) is in the report's warnings. Errors: ErrNoSnapshot, ErrNoPath,
 // ErrTargetExists, ErrDamaged (every provider was asked), ErrUnsafePath, ErrLimitExceeded, ErrLocalSpace, and storage's.
@@ -29,25 +31,28 @@ func (r *Repository) restore(ctx context.Context, snapshot, target string, optio
 	began := time.Now()
 	fallbacks := r.fallbacks()
 	// Refused before anything is read.
-	t, err := newTarget(target)
+	t, err := newTarget(target, true)
 	if err != nil {
 		return nil, fmt.Errorf("restoring: %w", err)
 	}
 	defer func() { err = t.finish(err) }()
 	stored, err := r.resolveSnapshot(ctx, snapshot)
 	if err != nil {
+		t.keep = goesOn(ctx, err)
 		return nil, fmt.Errorf("restoring: %w", err)
 	}
 	s := newRestorer(r, t, options, maxEntries)
 	if err := s.run(ctx, stored, options.Path); err != nil {
+		t.keep = goesOn(ctx, err)
 		return nil, fmt.Errorf("restoring snapshot %s: %w", stored.id.short(), withCause(ctx, err))
 	}
-	if err := t.commit(ctx, options.Prepare); err != nil {
+	if err := t.commit(ctx, options.Prepare, s.plan.rootMeta); err != nil {
+		t.keep = ctx.Err() != nil
 		return nil, fmt.Errorf("restoring snapshot %s: %w", stored.id.short(), err)
 	}
 	s.meter.done()
 	report := &RestoreReport{
-		Snapshot: stored.id.String(), Files: s.plan.files, Dirs: int64(len(s.plan.dirs) - 1), Bytes: s.plan.bytes,
+		Snapshot: stored.id.String(), Files: s.plan.files, Dirs: int64(len(s.plan.dirs) - 1), Bytes: s.plan.bytes, Reused: s.reused,
 		Seconds: time.Since(began).Seconds(), Warnings: t.warnings.all(), Fallbacks: r.fallbacksSince(fallbacks),
 	}
 	if stored.Holdfast != nil {
@@ -66,14 +71,21 @@ type restorer struct {
 	verifiers  *sync.Pool
 	plan       *plan
 	maxEntries int64
-	// beforeVerify is where tests spoil what was written.
+
+	mutex  sync.Mutex
+	have   map[int32][]bool // of files that an earlier attempt left: which of their blobs are in place
+	reused int64            // bytes of these
+
+	// beforeVerify and wrote are where tests spoil or cut what is written.
 	beforeVerify func()
+	wrote        func(path string)
 }
 
 func newRestorer(r *Repository, t *target, options RestoreOptions, maxEntries int64) *restorer {
 	return &restorer{
 		repository: r, target: t, meter: newMeter(options.Progress), workers: r.options.Concurrency,
-		reader: newPackReader(r), verifiers: newVerifierPool(), plan: &plan{}, maxEntries: maxEntries,
+		reader: newPackReader(r), verifiers: newVerifierPool(), plan: &plan{}, maxEntries: maxEntries, have: map[int32][]bool{},
+		wrote: options.wrote,
 	}
 }
 
@@ -82,6 +94,11 @@ func (s *restorer) run(ctx context.Context, stored *storedSnapshot, path string)
 		return err
 	}
 	s.meter.total(s.plan.files, s.plan.bytes)
+	if s.target.resumed {
+		if err := s.clearLeftOver(ctx); err != nil {
+			return err
+		}
+	}
 	if err := s.create(ctx); err != nil {
 		return err
 	}
@@ -91,7 +108,7 @@ func (s *restorer) run(ctx context.Context, stored *storedSnapshot, path string)
 	if s.beforeVerify != nil {
 		s.beforeVerify()
 	}
-	if err := s.eachDir(ctx, 0, int32(len(s.plan.dirs)), s.verifyAndFinish); err != nil {
+	if err := s.eachDir(ctx, 0, int32(len(s.plan.dirs)), nil, s.verifyAndFinish); err != nil {
 		return err
 	}
 	return s.finishDirs()

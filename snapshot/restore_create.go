@@ -11,24 +11,23 @@ import (
 // create makes all directories, empty files, links and special files. A worker has a whole directory at a time: two
 // that create in the same one wait for each other in the kernel.
 func (s *restorer) create(ctx context.Context) error {
-	for level, first := range s.plan.levels {
-		last := int32(len(s.plan.dirs))
-		if level+1 < len(s.plan.levels) {
-			last = s.plan.levels[level+1]
-		}
-		err := s.eachDir(ctx, first, last, s.createIn)
-		if err != nil {
+	for level := range s.plan.levels {
+		first, last := s.plan.level(level)
+		if err := s.eachDir(ctx, first, last, nil, s.createIn); err != nil {
 			return err
 		}
 	}
 	return s.createLinks(ctx)
 }
 
-// eachDir calls do for directories [first, last), several at a time.
-func (s *restorer) eachDir(ctx context.Context, first, last int32, do func(int32, *targetDir) error) error {
+// eachDir calls do for directories [first, last), several at a time; with only, for those of which it is true.
+func (s *restorer) eachDir(ctx context.Context, first, last int32, only func(int32) bool, do func(int32, *targetDir) error) error {
 	group, groupContext := errgroup.WithContext(ctx)
 	group.SetLimit(s.workers)
 	for number := first; number < last && groupContext.Err() == nil; number++ {
+		if only != nil && !only(number) {
+			continue
+		}
 		group.Go(func() error {
 			if err := context.Cause(groupContext); err != nil {
 				return err
@@ -48,6 +47,9 @@ func (s *restorer) eachDir(ctx context.Context, first, last int32, do func(int32
 }
 
 func (s *restorer) createIn(number int32, dir *targetDir) error {
+	kept := s.plan.dirs[number].kept
+	v := s.verifiers.Get().(*verifier)
+	defer s.verifiers.Put(v)
 	for i := s.plan.dirs[number].first; i < s.plan.dirs[number].last; i++ {
 		entry := &s.plan.entries[i]
 		if entry.sameAs >= 0 {
@@ -56,9 +58,17 @@ func (s *restorer) createIn(number int32, dir *targetDir) error {
 		var err error
 		switch entry.kind {
 		case kindDir:
-			err = dir.mkdir(entry.name)
+			if !s.plan.dirs[entry.subdir].kept {
+				err = dir.mkdir(entry.name)
+			}
 		case kindFile:
-			err = createSized(dir, entry)
+			stays := false
+			if kept {
+				stays, err = s.keepFile(v, dir, i)
+			}
+			if err == nil && !stays {
+				err = createSized(dir, entry)
+			}
 		case kindSymlink:
 			err = dir.symlink(entry.text, entry.name)
 		default:

@@ -70,6 +70,10 @@ func (s *restorer) spans() ([]packSpan, error) {
 		entry := &s.plan.entries[i]
 		at := int64(0)
 		for c, id := range entry.content {
+			if s.has(int32(i), int32(c)) {
+				at += int64(entry.sizes[c])
+				continue
+			}
 			locations := s.repository.blobLocations(id, dataBlob)
 			if len(locations) == 0 {
 				return nil, fmt.Errorf("%w: no index names the data blob %s any more", ErrDamaged, id)
@@ -231,6 +235,9 @@ func (w *spanWriter) place(use int, plain []byte) {
 			return
 		}
 		w.written[i] = true
+		if w.restorer.wrote != nil {
+			w.restorer.wrote(w.restorer.plan.path(u.entry))
+		}
 		w.restorer.meter.add(0, int64(len(plain)), "")
 	}
 }

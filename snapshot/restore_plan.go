@@ -51,6 +51,7 @@ type plannedEntry struct {
 type plannedDir struct {
 	path        string // relative to the target, "" for it
 	first, last int32  // entries[first:last]
+	kept        bool   // an earlier attempt made it
 }
 
 // plan is everything that one restore creates, known before anything is created. Parents come before children in dirs.
@@ -226,6 +227,14 @@ func (p *planner) planLink(entry *plannedEntry, n *node, path string) {
 	}
 	entry.sameAs = number
 	entry.content, entry.sizes = nil, nil
+}
+
+// level is the range of the directories at one depth.
+func (p *plan) level(depth int) (first, last int32) {
+	if depth+1 < len(p.levels) {
+		return p.levels[depth], p.levels[depth+1]
+	}
+	return p.levels[depth], int32(len(p.dirs))
 }
 
 // path is where an entry is, relative to the target.

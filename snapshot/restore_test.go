@@ -283,7 +283,7 @@ func TestRestoreRefusesAnExistingTarget(t *testing.T) {
 	}
 }
 
-// The context may end at any moment: nothing is left, and the error says why.
+// The context may end at any moment: there is no target, and the error says why.
 func TestRestoreCancelled(t *testing.T) {
 	hook := &getHook{Provider: storagetest.NewMemory()}
 	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, hook))
@@ -314,8 +314,14 @@ func TestRestoreCancelled(t *testing.T) {
 			t.Errorf("at read %d: %v", at, err)
 		}
 		cancel(nil)
-		requireNothing(t, target)
+		if _, err := os.Lstat(target); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("at read %d the target is there: %v", at, err)
+		}
 	}
+	hook.set(nil)
+	_, err = c.repository.Restore(t.Context(), id, target, RestoreOptions{})
+	must(t, err)
+	requireOnly(t, target)
 }
 
 // getHook is a provider that calls before every read, from one goroutine at a time.
@@ -387,7 +393,7 @@ func TestRestoreVerifiesWhatIsOnDisk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			target := filepath.Join(t.TempDir(), "target")
-			created, err := newTarget(target)
+			created, err := newTarget(target, false)
 			must(t, err)
 			stored, err := c.repository.resolveSnapshot(t.Context(), id)
 			must(t, err)

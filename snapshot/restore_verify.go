@@ -76,26 +76,27 @@ func (v *verifier) verify(dir *targetDir, entry *plannedEntry) error {
 	if stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Size != entry.size {
 		return fmt.Errorf("%w: %q has %d bytes instead of %d", errNotAsWritten, path, stat.Size, entry.size)
 	}
-	holes := stat.Blocks*512 < stat.Size
 	offset := int64(0)
 	for i, id := range entry.content {
-		size := entry.sizes[i]
-		if holes && isHole(fd, offset, int64(size)) {
-			if v.zeroHash(size) != id {
-				return fmt.Errorf("%w: %q has a hole of %d bytes at %d", errNotAsWritten, path, size, offset)
-			}
-		} else {
-			got, err := v.hashPart(fd, offset, int64(size))
-			if err != nil {
-				return localError("reading back", path, err)
-			}
-			if got != id {
-				return fmt.Errorf("%w: %q differs within %d bytes at %d", errNotAsWritten, path, size, offset)
-			}
+		size := int64(entry.sizes[i])
+		got, err := v.hashAt(fd, offset, size, &stat)
+		if err != nil {
+			return localError("reading back", path, err)
 		}
-		offset += int64(size)
+		if got != id {
+			return fmt.Errorf("%w: %q differs within %d bytes at %d", errNotAsWritten, path, size, offset)
+		}
+		offset += size
 	}
 	return nil
+}
+
+// hashAt is the hash of a part of a file; a hole is not read.
+func (v *verifier) hashAt(fd int, offset, length int64, stat *unix.Stat_t) (blobID, error) {
+	if stat.Blocks*512 < stat.Size && isHole(fd, offset, length) {
+		return v.zeroHash(uint32(length)), nil
+	}
+	return v.hashPart(fd, offset, length)
 }
 
 // isHole reports whether no data is stored for a part of a file, which then reads as zeros.
@@ -139,7 +140,8 @@ func (v *verifier) zeroHash(length uint32) blobID {
 	return id
 }
 
-// finishDirs sets the directories' metadata, children before parents: a mode may close what is below.
+// finishDirs sets the metadata of all directories but the top one, children before parents: a mode may close what is
+// below.
 func (s *restorer) finishDirs() error {
 	for i := len(s.plan.entries) - 1; i >= 0; i-- {
 		entry := &s.plan.entries[i]
@@ -149,9 +151,6 @@ func (s *restorer) finishDirs() error {
 		if err := s.target.setDirMetadata(s.plan.path(int32(i)), &entry.meta); err != nil {
 			return err
 		}
-	}
-	if s.plan.rootMeta != nil {
-		return s.target.setDirMetadata("", s.plan.rootMeta)
 	}
 	return nil
 }

@@ -138,15 +138,19 @@ type RestoreOptions struct {
 	// error makes the restore fail with nothing changed.
 	Prepare  func(dir string) error
 	Progress func(Progress)
+
+	wrote func(path string) // called by tests after each write, before it is read back
 }
 
 // RestoreReport describes a finished restore.
 type RestoreReport struct {
-	Snapshot string  `json:"snapshot"`
-	Files    int64   `json:"files"` // everything but directories
-	Dirs     int64   `json:"dirs"`  // without the target itself
-	Bytes    int64   `json:"bytes"` // content bytes; a file with several names counts once
-	Seconds  float64 `json:"duration_seconds"`
+	Snapshot string `json:"snapshot"`
+	Files    int64  `json:"files"` // everything but directories
+	Dirs     int64  `json:"dirs"`  // without the target itself
+	Bytes    int64  `json:"bytes"` // content bytes; a file with several names counts once
+	// Reused are those of Bytes that an earlier attempt had left in place and that were not fetched again.
+	Reused  int64   `json:"reused_bytes,omitempty"`
+	Seconds float64 `json:"duration_seconds"`
 	// Fallbacks counts objects that the first provider did not have or had damaged, by provider URL that failed.
 	Fallbacks map[string]int64 `json:"fallbacks,omitempty"`
 	// Warnings name metadata that could not be set (an owner, when not root); content is never among them.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -29,14 +28,16 @@ type target struct {
 	root   int    // descriptor of the directory being filled
 
 	componentWise bool // no openat2 here: open one component at a time
+	resumed       bool // root was left by an attempt that was cut: anything may be in it
+	keep          bool // finish leaves what was filled for the next attempt
 	warnings      warningList
 	gone          bool // renamed or removed: nothing left to discard
 }
 
 // newTarget makes the hidden directory for path. Nothing may exist at path, not even an empty directory or a dangling
-// link (ErrTargetExists); its parent must exist. What an earlier, killed process left half filled for the same path is
-// removed.
-func newTarget(path string) (*target, error) {
+// link (ErrTargetExists); its parent must exist. What an earlier attempt left half filled for the same path is removed,
+// or, with resume, becomes this attempt's directory.
+func newTarget(path string, resume bool) (*target, error) {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("finding the target %q: %w", path, err)
@@ -54,10 +55,12 @@ func newTarget(path string) (*target, error) {
 		t.close()
 		return nil, err
 	}
-	t.removeAbandoned()
-	if err := t.makeTemporary(); err != nil {
-		t.close()
-		return nil, err
+	t.takeAbandoned(resume)
+	if !t.resumed {
+		if err := t.makeTemporary(); err != nil {
+			t.close()
+			return nil, err
+		}
 	}
 	t.componentWise = !hasOpenat2(t.root)
 	return t, nil
@@ -82,7 +85,7 @@ func (t *target) makeTemporary() error {
 	for range 10 {
 		random := make([]byte, 8)
 		rand.Read(random)
-		name := t.temporaryPrefix() + hex.EncodeToString(random)
+		name := temporaryPrefix(t.base) + hex.EncodeToString(random)
 		if err := mkdirat(t.parent, name, 0o700); err != nil {
 			if errors.Is(err, unix.EEXIST) {
 				continue
@@ -103,11 +106,7 @@ func (t *target) makeTemporary() error {
 			unix.Close(root)
 			continue
 		}
-		// A default ACL of the parent would be inherited by everything created below.
-		for _, name := range []string{"system.posix_acl_default", "system.posix_acl_access"} {
-			_ = unix.Fremovexattr(root, name) // most often there is none
-		}
-		if err := ignoringEINTR(func() error { return unix.Fchmod(root, 0o700) }); err != nil {
+		if err := closeToOthers(root); err != nil {
 			unix.Close(root)
 			return errors.Join(localError("preparing the new directory", name, err), removeTree(t.parent, name))
 		}
@@ -117,53 +116,32 @@ func (t *target) makeTemporary() error {
 	return fmt.Errorf("creating a directory for the restore beside %s: no free name found", t.path)
 }
 
+// closeToOthers lets only this user into a directory. A default ACL that it has from its parent, or from an earlier
+// attempt, would be inherited by everything created below.
+func closeToOthers(dir int) error {
+	for _, name := range []string{"system.posix_acl_default", "system.posix_acl_access"} {
+		_ = unix.Fremovexattr(dir, name) // most often there is none
+	}
+	return ignoringEINTR(func() error { return unix.Fchmod(dir, 0o700) })
+}
+
 // temporaryPrefix is what the hidden directory's name begins with; sixteen hexadecimal digits follow.
-func (t *target) temporaryPrefix() string {
-	base := t.base
+func temporaryPrefix(base string) string {
 	if longest := 255 - len(".") - len(".restoring-") - 16; len(base) > longest {
 		base = base[:longest]
 	}
 	return "." + base + ".restoring-"
 }
 
-// removeAbandoned removes what killed processes left half filled for the same target. A directory whose lock is held is
-// somebody's work in progress and stays. Failing to remove is not this restore's failure.
-func (t *target) removeAbandoned() {
-	names, err := readNames(t.parent, ".")
-	if err != nil {
-		return
-	}
-	prefix := t.temporaryPrefix()
-	for _, name := range names {
-		random, ours := strings.CutPrefix(name, prefix)
-		if decoded, err := hex.DecodeString(random); !ours || err != nil || len(decoded) != 8 {
-			continue
-		}
-		fd, err := openRetry(t.parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		if errors.Is(err, unix.EACCES) { // killed after the last directory's mode was set
-			if makeAccessible(t.parent, name) != nil {
-				continue
-			}
-			fd, err = openRetry(t.parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		}
-		if err != nil {
-			continue
-		}
-		if flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil {
-			_ = removeTree(t.parent, name)
-		}
-		unix.Close(fd)
-	}
-}
-
-// commit makes what was filled durable, calls prepare and renames the directory into place. On an error nothing is
-// left at the final place.
-func (t *target) commit(ctx context.Context, prepare func(dir string) error) error {
+// commit makes what was filled durable, calls prepare, gives the directory itself its metadata (unless nil) and renames
+// it into place. That metadata comes so late because the directory is closed to all other users until then: one that
+// was left behind can be trusted to hold only what this user wrote. On an error nothing is left at the final place.
+func (t *target) commit(ctx context.Context, prepare func(dir string) error, root *metadata) error {
 	if err := t.sync(); err != nil {
 		return err
 	}
 	if prepare != nil {
-		if err := prepare(filepath.Join(filepath.Dir(t.path), t.temp)); err != nil {
+		if err := prepare(t.temporary()); err != nil {
 			return fmt.Errorf("preparing the restored directory: %w", err)
 		}
 		if err := t.sync(); err != nil {
@@ -172,6 +150,14 @@ func (t *target) commit(ctx context.Context, prepare func(dir string) error) err
 	}
 	if err := context.Cause(ctx); err != nil {
 		return fmt.Errorf("before putting the restored directory in place: %w", err)
+	}
+	if root != nil {
+		if err := t.setDirMetadata("", root); err != nil {
+			return err
+		}
+		if err := ignoringEINTR(func() error { return unix.Fsync(t.root) }); err != nil {
+			return localError("syncing", t.path, err)
+		}
 	}
 	if err := t.renameIntoPlace(); err != nil {
 		return err
@@ -213,19 +199,34 @@ func (t *target) renameIntoPlace() error {
 	return nil
 }
 
-// finish closes the target and, unless commit succeeded, removes what was filled. A removal that fails is joined to
-// failure: it is part of what the caller must know.
+// finish closes the target and, unless commit succeeded, removes what was filled, or leaves it for the next attempt when
+// keep is set and there is anything. A removal that fails is joined to failure: it is part of what the caller must know.
 func (t *target) finish(failure error) error {
 	if !t.gone {
-		if err := removeTree(t.parent, t.temp); err != nil {
-			failure = errors.Join(failure, fmt.Errorf("removing the unfinished %s: %w",
-				filepath.Join(filepath.Dir(t.path), t.temp), err))
+		if err := t.discard(); err != nil {
+			failure = errors.Join(failure, fmt.Errorf("removing the unfinished %s: %w", t.temporary(), err))
+		} else if !t.gone {
+			failure = fmt.Errorf("%w; what was restored is kept in %s: the next restore to the same target goes on from there",
+				failure, t.temporary())
 		}
 		t.gone = true
 	}
 	t.close()
 	return failure
 }
+
+func (t *target) discard() error {
+	if !t.keep {
+		t.gone = true
+		return removeTree(t.parent, t.temp)
+	}
+	err := ignoringEINTR(func() error { return unix.Unlinkat(t.parent, t.temp, unix.AT_REMOVEDIR) })
+	t.gone = err == nil // nothing was filled
+	return nil
+}
+
+// temporary is the path of the directory while it is being filled.
+func (t *target) temporary() string { return filepath.Join(filepath.Dir(t.path), t.temp) }
 
 func (t *target) close() {
 	if t.root >= 0 {

@@ -18,7 +18,7 @@ func bothWays(t *testing.T, test func(t *testing.T, open func(path string) *targ
 	for _, componentWise := range []bool{false, true} {
 		t.Run(fmt.Sprintf("componentWise=%v", componentWise), func(t *testing.T) {
 			test(t, func(path string) *target {
-				created, err := newTarget(path)
+				created, err := newTarget(path, false)
 				must(t, err)
 				if !componentWise && created.componentWise {
 					t.Skip("this kernel has no openat2")
@@ -143,14 +143,14 @@ func TestTargetMustNotExist(t *testing.T) {
 	must(t, os.WriteFile(base+"/file", nil, 0o644))
 	must(t, os.Symlink("nowhere", base+"/dangling"))
 	for _, name := range []string{"dir", "file", "dangling", "dir/.", ".", "..", "dir/"} {
-		if _, err := newTarget(base + "/" + name); !errors.Is(err, ErrTargetExists) {
+		if _, err := newTarget(base+"/"+name, false); !errors.Is(err, ErrTargetExists) {
 			t.Errorf("%s: %v, want ErrTargetExists", name, err)
 		}
 	}
-	if _, err := newTarget("/"); !errors.Is(err, ErrTargetExists) {
+	if _, err := newTarget("/", false); !errors.Is(err, ErrTargetExists) {
 		t.Errorf("/: %v, want ErrTargetExists", err)
 	}
-	if _, err := newTarget(base + "/missing/new"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := newTarget(base+"/missing/new", false); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing parent: %v", err)
 	}
 	if entries, _ := os.ReadDir(base); len(entries) != 3 {
@@ -163,7 +163,7 @@ func TestTargetCommitNeverReplaces(t *testing.T) {
 	for _, kind := range []string{"empty directory", "file", "directory"} {
 		t.Run(kind, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "new")
-			created, err := newTarget(path)
+			created, err := newTarget(path, false)
 			must(t, err)
 			switch kind {
 			case "file":
@@ -175,7 +175,7 @@ func TestTargetCommitNeverReplaces(t *testing.T) {
 			}
 			var before, after unix.Stat_t
 			must(t, unix.Lstat(path, &before))
-			err = created.finish(created.commit(t.Context(), nil))
+			err = created.finish(created.commit(t.Context(), nil, nil))
 			if !errors.Is(err, ErrTargetExists) {
 				t.Errorf("commit: %v, want ErrTargetExists", err)
 			}
@@ -196,13 +196,13 @@ func TestTargetCommitFailuresLeaveNothing(t *testing.T) {
 	cancel(cause)
 	for name, commit := range map[string]func(*target) error{
 		"prepare": func(created *target) error {
-			return created.commit(t.Context(), func(string) error { return cause })
+			return created.commit(t.Context(), func(string) error { return cause }, nil)
 		},
-		"ended context": func(created *target) error { return created.commit(ended, nil) },
+		"ended context": func(created *target) error { return created.commit(ended, nil, nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "new")
-			created, err := newTarget(path)
+			created, err := newTarget(path, false)
 			must(t, err)
 			root, err := created.open("")
 			must(t, err)
@@ -218,14 +218,14 @@ func TestTargetCommitFailuresLeaveNothing(t *testing.T) {
 
 func TestTargetPreparesBeforeTheRename(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new")
-	created, err := newTarget(path)
+	created, err := newTarget(path, false)
 	must(t, err)
 	err = created.finish(created.commit(t.Context(), func(dir string) error {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the target is there before the rename: %v", err)
 		}
 		return os.WriteFile(filepath.Join(dir, "identity"), []byte("x"), 0o600)
-	}))
+	}, nil))
 	must(t, err)
 	if _, err := os.Stat(path + "/identity"); err != nil {
 		t.Error(err)
@@ -243,21 +243,21 @@ func TestTargetRemovesOnlyAbandoned(t *testing.T) {
 	for _, name := range kept {
 		must(t, os.Mkdir(filepath.Join(base, name), 0o700))
 	}
-	live, err := newTarget(path)
+	live, err := newTarget(path, false)
 	must(t, err)
 	if _, err := os.Lstat(abandoned); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the abandoned directory is still there: %v", err)
 	}
-	second, err := newTarget(path)
+	second, err := newTarget(path, false)
 	must(t, err)
-	must(t, second.finish(second.commit(t.Context(), nil)))
+	must(t, second.finish(second.commit(t.Context(), nil, nil)))
 	kept = append(kept, live.temp)
 	for _, name := range kept {
 		if _, err := os.Lstat(filepath.Join(base, name)); err != nil {
 			t.Errorf("removed although not abandoned: %v", err)
 		}
 	}
-	if err := live.finish(live.commit(t.Context(), nil)); !errors.Is(err, ErrTargetExists) {
+	if err := live.finish(live.commit(t.Context(), nil, nil)); !errors.Is(err, ErrTargetExists) {
 		t.Errorf("the slower one: %v", err)
 	}
 }

@@ -54,7 +54,7 @@ type UntarReport struct {
 // before each read of r; a read that hangs is the caller's to end, by closing what r reads from.
 func UntarDirectory(ctx context.Context, r io.Reader, target string, options UntarOptions) (_ *UntarReport, err error) {
 	options.applyDefaults()
-	t, err := newTarget(target)
+	t, err := newTarget(target, false)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func UntarDirectory(ctx context.Context, r io.Reader, target string, options Unt
 	if err := u.finishDirs(); err != nil {
 		return nil, fmt.Errorf("unpacking into %s: %w", target, err)
 	}
-	if err := t.commit(ctx, options.Prepare); err != nil {
+	if err := t.commit(ctx, options.Prepare, nil); err != nil {
 		return nil, err
 	}
 	u.meter.done()

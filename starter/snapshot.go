@@ -160,6 +160,9 @@ func (p *program) snapshotRestore(c *cli.Context) error {
 	} else {
 		p.say("snapshot %s is in %s: %s files, %s directories, %s; %.1f s", restored.Snapshot[:min(8, len(restored.Snapshot))], target,
 			count(restored.Files), count(restored.Dirs), size(restored.Bytes), restored.Seconds)
+		if restored.Reused > 0 {
+			p.say("%s of it were there already from an attempt that was cut, and were not fetched again", size(restored.Reused))
+		}
 		for _, store := range sortedKeys(restored.Fallbacks) {
 			p.say("%s objects were missing or damaged on %s and came from another store", count(restored.Fallbacks[store]), store)
 		}

@@ -1,0 +1,539 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"holdfast/storage"
+	"holdfast/storage/faulty"
+	"holdfast/storage/storagetest"
+)
+
+// meteredGets is a provider that counts the bytes that were asked for, by key.
+type meteredGets struct {
+	storage.Provider
+	mutex sync.Mutex
+	bytes map[string]int64
+	calls int
+}
+
+func (m *meteredGets) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	m.mutex.Lock()
+	if m.bytes == nil {
+		m.bytes = map[string]int64{}
+	}
+	m.bytes[key] += length
+	m.calls++
+	m.mutex.Unlock()
+	return m.Provider.Get(ctx, key, offset, length)
+}
+
+// content is how many bytes of packs with files' content were asked for since the last call.
+func (m *meteredGets) content(r *Repository) (total int64) {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	r.eachBlob(func(b packedBlob) bool {
+		if b.location.kind == dataBlob {
+			total += m.bytes[packKey(b.location.pack)]
+			delete(m.bytes, packKey(b.location.pack))
+		}
+		return true
+	})
+	return total
+}
+
+// missing says, independently of the restorer, how many stored and plain bytes of files' content are not yet at their
+// place below dir; a blob that several files want counts once in stored.
+func missing(t *testing.T, r *Repository, snapshot, dir string) (stored, plain int64) {
+	t.Helper()
+	found, err := r.resolveSnapshot(t.Context(), snapshot)
+	must(t, err)
+	wanted, linked := map[blobID]bool{}, map[inodeKey]bool{}
+	must(t, newPackReader(r).walk(t.Context(), *found.Tree, "", func(path string, n *node) (bool, error) {
+		if n.Type != "file" {
+			return true, nil
+		}
+		if key := (inodeKey{n.DeviceID, n.Inode}); n.Links > 1 {
+			if linked[key] {
+				return true, nil
+			}
+			linked[key] = true
+		}
+		content, _ := os.ReadFile(filepath.Join(dir, path)) // none of a file that is not there
+		offset := int64(0)
+		for _, id := range n.Content {
+			at := r.blobLocations(id, dataBlob)[0]
+			end := offset + at.plainSize()
+			if end > int64(len(content)) || checkHash(id, content[offset:end]) != nil {
+				plain += at.plainSize()
+				if !wanted[id] {
+					wanted[id] = true
+					stored += int64(at.length)
+				}
+			}
+			offset = end
+		}
+		return true, nil
+	}))
+	return stored, plain
+}
+
+// unfinished is the one directory that attempts to restore to target have left.
+func unfinished(t *testing.T, target string) string {
+	t.Helper()
+	if _, err := os.Lstat(target); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("the target is there already: %v", err)
+	}
+	left, err := Unfinished(target)
+	must(t, err)
+	if len(left) != 1 {
+		t.Fatalf("left: %v", left)
+	}
+	return left[0]
+}
+
+var errCut = errors.New("cut by the test")
+
+// cutRestore restores everything and is cut just before the rename. It returns the directory that it leaves.
+func cutRestore(t *testing.T, r *Repository, snapshot, target string) string {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	_, err := r.Restore(ctx, snapshot, target, RestoreOptions{Prepare: func(string) error { cancel(errCut); return nil }})
+	if !errors.Is(err, errCut) {
+		t.Fatalf("not cut: %v", err)
+	}
+	return unfinished(t, target)
+}
+
+// resumeSource makes a directory with files of several large blobs, small ones, names of one file in two directories,
+// a sparse file, links and closed directories. Blobs are larger than the gap that is read rather than left out.
+func resumeSource(t *testing.T) string {
+	t.Helper()
+	source := filepath.Join(t.TempDir(), "source")
+	files := map[string][]byte{"large": randomBytes(1, 9<<20), "dir/linked": randomBytes(2, 700_000)}
+	random := rand.New(rand.NewSource(3))
+	for i := range 12 {
+		files[fmt.Sprintf("d%d/e%d/medium%d", i%3, i%2, i)] = randomBytes(int64(10+i), 300_000+random.Intn(300_000))
+	}
+	for i := range 40 {
+		files[fmt.Sprintf("small/%d/f%d", i%4, i)] = randomBytes(int64(100+i), 1+random.Intn(3000))
+	}
+	writeFiles(t, source, files)
+	buildFidelityTree(t, filepath.Join(source, "everything"))
+	must(t, os.Link(source+"/dir/linked", source+"/a second name"))
+	must(t, os.Link(source+"/dir/linked", source+"/small/0/a third name"))
+	return source
+}
+
+// TestRestoreChild is the process that TestKilledRestoresResume kills, or rather that kills itself at a given moment.
+func TestRestoreChild(t *testing.T) {
+	repository, target := os.Getenv("SNAPSHOT_TEST_REPOSITORY"), os.Getenv("SNAPSHOT_TEST_TARGET")
+	if repository == "" {
+		t.Skip("only as a child of TestKilledRestoresResume")
+	}
+	moments, err := strconv.Atoi(os.Getenv("SNAPSHOT_TEST_MOMENTS"))
+	must(t, err)
+	var mutex sync.Mutex
+	passed := 0
+	moment := func() {
+		mutex.Lock()
+		defer mutex.Unlock()
+		if passed++; passed == moments {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			select {}
+		}
+	}
+	hook := &getHook{Provider: openDirectory(t, repository)}
+	r := newTestRepository(t, storage.PolicyAll, hook)
+	passed = 0
+	hook.set(moment)
+	_, err = r.Restore(t.Context(), "latest", target, RestoreOptions{
+		wrote: func(string) { moment() }, Prepare: func(string) error { moment(); return nil },
+	})
+	must(t, err)
+	fmt.Printf("\npassed %d\n", passed)
+}
+
+// restoreInChild restores in a child that dies by SIGKILL at the given moment, and reports whether it came to its end,
+// after how many moments.
+func restoreInChild(t *testing.T, repository, target string, moment int) (passed int, done bool) {
+	t.Helper()
+	command := exec.Command("/proc/self/exe", "-test.run=^TestRestoreChild$", "-test.v")
+	command.Env = append(os.Environ(), "SNAPSHOT_TEST_REPOSITORY="+repository, "SNAPSHOT_TEST_TARGET="+target,
+		"SNAPSHOT_TEST_MOMENTS="+strconv.Itoa(moment))
+	out, err := command.CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if _, err := fmt.Sscanf(line, "passed %d", &passed); err == nil {
+			return passed, true
+		}
+	}
+	if err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return moment, false
+}
+
+// A restore that dies by kill -9 at any moment, again and again, goes on where it was: the tree is the same in the end,
+// byte for byte and in its metadata, and no more is fetched than was missing (DESIGN 8). invariant 5
+func TestKilledRestoresResume(t *testing.T) {
+	rounds := 6
+	if os.Getenv("HOLDFAST_CAMPAIGN") != "" {
+		rounds = 60
+	}
+	const seed = 20260125
+	random := rand.New(rand.NewSource(seed))
+	source := resumeSource(t)
+	repository, provider := directoryRepository(t)
+	metered := &meteredGets{Provider: provider}
+	r := newTestRepository(t, storage.PolicyAll, metered)
+	made, err := r.Backup(t.Context(), source, BackupOptions{Hostname: "node"})
+	must(t, err)
+	clean := filepath.Join(t.TempDir(), "clean")
+	whole, done := restoreInChild(t, repository, clean, 0)
+	if !done || whole < 60 {
+		t.Fatalf("a clean restore: %d moments, done %v", whole, done)
+	}
+	compareTrees(t, source, clean)
+
+	kills, partial := 0, 0
+	for range rounds {
+		target := filepath.Join(t.TempDir(), "target")
+		stored, before := missing(t, r, made.Snapshot, target)
+		for ended := false; !ended; {
+			// Most moments come early in what is left; the last one is Prepare.
+			if _, ended = restoreInChild(t, repository, target, 1+random.Intn(whole)); ended {
+				break
+			}
+			kills++
+			var plain int64
+			left, err := Unfinished(target)
+			must(t, err)
+			if len(left) == 0 {
+				continue
+			}
+			if stored, plain = missing(t, r, made.Snapshot, left[0]); plain > before {
+				t.Errorf("more is missing than before: %d, %d bytes; seed %d", plain, before, seed)
+			}
+			before = plain
+			if kills%2 == 0 {
+				break
+			}
+		}
+		if left, err := Unfinished(target); err != nil || len(left) == 0 {
+			must(t, err)
+			compareTrees(t, source, target)
+			continue
+		}
+		if before > 0 && before < made.Bytes/2 {
+			partial++
+		}
+		metered.content(r)
+		report, err := r.Restore(t.Context(), made.Snapshot, target, RestoreOptions{})
+		must(t, err)
+		if want := report.Bytes - before; report.Reused != want {
+			t.Errorf("%d bytes were reused, %d were there; seed %d", report.Reused, want, seed)
+		}
+		// What lies between two wanted blobs is read when it is little; at most one gap for each blob that is missing.
+		if got := metered.content(r); got > stored+stored/2 || stored == 0 && got > 0 {
+			t.Errorf("%d bytes were fetched, %d were missing; seed %d", got, stored, seed)
+		}
+		compareTrees(t, source, target)
+		requireOnly(t, target)
+	}
+	t.Logf("%d moments, %d kills, %d rounds with more than half restored", whole, kills, partial)
+	if partial == 0 {
+		t.Error("no kill came in the middle: the test shows nothing")
+	}
+}
+
+// requireOnly fails unless the target is the only thing in its directory.
+func requireOnly(t *testing.T, target string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Dir(target))
+	must(t, err)
+	if len(entries) != 1 || entries[0].Name() != filepath.Base(target) {
+		t.Errorf("beside %s: %v", filepath.Base(target), entries)
+	}
+}
+
+// A lost connection is no reason to begin anew either; and when it comes back, a restore of everything fetches what the
+// cut ones did not.
+func TestRestoreResumesAfterALostConnection(t *testing.T) {
+	source := resumeSource(t)
+	memory := storagetest.NewMemory()
+	metered := &meteredGets{Provider: memory}
+	cable := faulty.New(metered)
+	r := newTestRepository(t, storage.PolicyAll, cable)
+	made, err := r.Backup(t.Context(), source, BackupOptions{})
+	must(t, err)
+	metered.content(r)
+	target := filepath.Join(t.TempDir(), "target")
+	// The connection is lost for good after the first data pack was read.
+	var mutex sync.Mutex
+	reads := 0
+	kinds := map[string]blobType{}
+	r.eachBlob(func(b packedBlob) bool { kinds[packKey(b.location.pack)] = b.location.kind; return true })
+	cable.Inject(faulty.Rule{Op: faulty.Get, Kind: faulty.Error, Match: func(key string) bool {
+		mutex.Lock()
+		defer mutex.Unlock()
+		if kind, pack := kinds[key]; !pack || kind != dataBlob {
+			return false
+		}
+		reads++
+		return reads > 2
+	}})
+	_, err = r.Restore(t.Context(), made.Snapshot, target, RestoreOptions{})
+	if !errors.Is(err, faulty.ErrInjected) || !strings.Contains(err.Error(), "goes on from there") {
+		t.Fatalf("cut off: %v", err)
+	}
+	stored, plain := missing(t, r, made.Snapshot, unfinished(t, target))
+	if plain == 0 || plain >= made.Bytes {
+		t.Fatalf("%d of %d bytes are missing: the test shows nothing", plain, made.Bytes)
+	}
+	cable.Clear()
+	metered.content(r)
+	report, err := r.Restore(t.Context(), made.Snapshot, target, RestoreOptions{})
+	must(t, err)
+	if got := metered.content(r); got > stored+stored/4 {
+		t.Errorf("%d bytes were fetched, %d were missing", got, stored)
+	}
+	if report.Reused != report.Bytes-plain {
+		t.Errorf("reused %d of %d, %d were missing", report.Reused, report.Bytes, plain)
+	}
+	compareTrees(t, source, target)
+	requireOnly(t, target)
+}
+
+// Whatever has become of the unfinished directory, the next restore makes exactly the snapshot of it: only what has the
+// right hash stays, nothing that was planted does, and nothing outside is touched. invariant 5
+func TestRestoreBelievesNothingLeftOver(t *testing.T) {
+	source := resumeSource(t)
+	metered := &meteredGets{Provider: storagetest.NewMemory()}
+	r := newTestRepository(t, storage.PolicyAll, metered)
+	made, err := r.Backup(t.Context(), source, BackupOptions{})
+	must(t, err)
+	largest := int64(0) // stored bytes of any one blob
+	r.eachBlob(func(b packedBlob) bool { largest = max(largest, int64(b.location.length)); return true })
+	poke := func(path string, at int64) error {
+		file, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = file.WriteAt([]byte("tampered"), at)
+		return errors.Join(err, file.Close())
+	}
+	swap := func(path string, make func() error) error { return errors.Join(os.RemoveAll(path), make()) }
+	for name, test := range map[string]struct {
+		spoil   func(dir, outside string) error
+		fetches bool // something has to be fetched again
+	}{
+		"nothing":              {func(string, string) error { return nil }, false},
+		"a byte of a blob":     {func(dir, _ string) error { return poke(dir+"/large", 5<<20) }, true},
+		"a small file":         {func(dir, _ string) error { return poke(dir+"/small/1/f1", 0) }, true},
+		"a hole filled":        {func(dir, _ string) error { return poke(dir+"/everything/sparse", 4<<20) }, true},
+		"a file cut short":     {func(dir, _ string) error { return os.Truncate(dir+"/large", 9<<20-1) }, true},
+		"a file grown":         {func(dir, _ string) error { return os.Truncate(dir+"/large", 12<<20) }, false},
+		"an empty file grown":  {func(dir, _ string) error { return os.Truncate(dir+"/everything/empty", 5) }, false},
+		"a file removed":       {func(dir, _ string) error { return os.Remove(dir + "/small/1/f1") }, true},
+		"a directory removed":  {func(dir, _ string) error { return os.RemoveAll(dir + "/small/1") }, true},
+		"a mode and attribute": {func(dir, _ string) error { return strange(dir + "/small/1/f1") }, false},
+		"a directory's":        {func(dir, _ string) error { return strange(dir + "/small/1") }, false},
+		"planted entries": {func(dir, outside string) error {
+			return errors.Join(os.MkdirAll(dir+"/small/planted/deep", 0o755), os.WriteFile(dir+"/small/planted/deep/f", nil, 0o600),
+				os.Symlink(outside, dir+"/small/link"), os.Link(outside+"/file", dir+"/hard"), unix.Mkfifo(dir+"/fifo", 0o600))
+		}, false},
+		"a link instead of a file": {func(dir, outside string) error {
+			return swap(dir+"/small/1/f1", func() error { return os.Symlink(outside+"/file", dir+"/small/1/f1") })
+		}, true},
+		"a link instead of a directory": {func(dir, outside string) error {
+			return swap(dir+"/small/1", func() error { return os.Symlink(outside+"/tree", dir+"/small/1") })
+		}, true},
+		"a link with another text": {func(dir, outside string) error {
+			return swap(dir+"/everything/link", func() error { return os.Symlink(outside, dir+"/everything/link") })
+		}, false},
+		"another file of the same content under a name elsewhere": {func(dir, outside string) error {
+			return swap(dir+"/small/1/f1", func() error { return os.Link(outside+"/same", dir+"/small/1/f1") })
+		}, true},
+		"a directory instead of a file": {func(dir, _ string) error {
+			return swap(dir+"/small/1/f1", func() error { return os.MkdirAll(dir+"/small/1/f1/below", 0o700) })
+		}, true},
+		"a file instead of a directory": {func(dir, _ string) error {
+			return swap(dir+"/small/1", func() error { return os.WriteFile(dir+"/small/1", []byte("x"), 0o600) })
+		}, true},
+		"a FIFO instead of a file": {func(dir, _ string) error {
+			return swap(dir+"/small/1/f1", func() error { return unix.Mkfifo(dir+"/small/1/f1", 0o600) })
+		}, true},
+		"names of one file torn apart": {func(dir, _ string) error {
+			content, err := os.ReadFile(dir + "/dir/linked")
+			return errors.Join(err, swap(dir+"/a second name", func() error { return os.WriteFile(dir+"/a second name", content, 0o600) }))
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			base := t.TempDir()
+			outside, target := filepath.Join(base, "outside"), filepath.Join(base, "restored", "target")
+			same, err := os.ReadFile(source + "/small/1/f1")
+			must(t, err)
+			writeFiles(t, outside, map[string][]byte{"file": []byte("theirs"), "same": same, "tree/f1": same, "tree/f5": []byte("theirs")})
+			must(t, os.Mkdir(filepath.Dir(target), 0o755))
+			left := cutRestore(t, r, made.Snapshot, target)
+			_, plain := missing(t, r, made.Snapshot, left)
+			if plain != 0 {
+				t.Fatalf("%d bytes are missing before anything was spoilt", plain)
+			}
+			linked := name == "another file of the same content under a name elsewhere"
+			before := treeRecords(t, outside)
+			must(t, test.spoil(left, outside))
+			metered.content(r)
+			report, err := r.Restore(t.Context(), made.Snapshot, target, RestoreOptions{})
+			must(t, err)
+			compareTrees(t, source, target)
+			requireOnly(t, target)
+			requireHoles(t, target+"/everything/sparse")
+			compareRecords(t, before, treeRecords(t, outside))
+			fetched := metered.content(r)
+			if (fetched > 0) != test.fetches {
+				t.Errorf("%d bytes were fetched", fetched)
+			}
+			if name != "a directory removed" && name != "a link instead of a directory" && name != "a file instead of a directory" && fetched > largest {
+				t.Errorf("%d bytes were fetched for one blob of at most %d", fetched, largest)
+			}
+			if (report.Reused < report.Bytes) != test.fetches {
+				t.Errorf("%d of %d bytes were reused", report.Reused, report.Bytes)
+			}
+			if linked {
+				var stat unix.Stat_t
+				must(t, unix.Stat(outside+"/same", &stat))
+				if stat.Nlink != 1 {
+					t.Errorf("what is outside has %d names", stat.Nlink)
+				}
+			}
+		})
+	}
+}
+
+// strange gives a file or directory a mode and attributes that no snapshot has.
+func strange(path string) error {
+	acl := []byte{2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 2, 0, 7, 0, 57, 5, 0, 0, 4, 0, 7, 0, 255, 255, 255, 255,
+		16, 0, 7, 0, 255, 255, 255, 255, 32, 0, 7, 0, 255, 255, 255, 255}
+	_ = unix.Setxattr(path, "system.posix_acl_default", acl, 0) // of a directory, where there are ACLs
+	if err := unix.Setxattr(path, "user.planted", []byte("x"), 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
+	return unix.Chmod(path, 0o7777)
+}
+
+// Another snapshot into the same unfinished directory is that snapshot, and uses what the two have in common.
+func TestRestoreResumesWithAnotherSnapshot(t *testing.T) {
+	source := resumeSource(t)
+	metered := &meteredGets{Provider: storagetest.NewMemory()}
+	r := newTestRepository(t, storage.PolicyAll, metered)
+	first, err := r.Backup(t.Context(), source, BackupOptions{})
+	must(t, err)
+	must(t, os.WriteFile(source+"/small/1/f1", []byte("changed"), 0o600))
+	must(t, os.RemoveAll(source+"/d0"))
+	must(t, os.Remove(source+"/a second name"))
+	must(t, os.Mkdir(source+"/a second name", 0o750))
+	must(t, os.WriteFile(source+"/a second name/new", randomBytes(77, 400_000), 0o640))
+	second, err := r.Backup(t.Context(), source, BackupOptions{})
+	must(t, err)
+	target := filepath.Join(t.TempDir(), "target")
+	stored, _ := missing(t, r, second.Snapshot, cutRestore(t, r, first.Snapshot, target))
+	metered.content(r)
+	_, err = r.Restore(t.Context(), second.Snapshot, target, RestoreOptions{})
+	must(t, err)
+	if got := metered.content(r); got == 0 || got > stored+stored/4 {
+		t.Errorf("%d bytes were fetched, %d were missing", got, stored)
+	}
+	compareTrees(t, source, target)
+	requireOnly(t, target)
+}
+
+// A directory that somebody else could have written to is not gone on with, and not left.
+func TestRestoreTrustsOnlyItsOwnLeftOver(t *testing.T) {
+	c := newCrafter(t, memoryRepository(t))
+	id := c.snapshot(c.someTree())
+	for name, change := range map[string]func(dir string) error{
+		"open to others": func(dir string) error { return os.Chmod(dir, 0o755) },
+		"of another user": func(dir string) error {
+			requireRoot(t)
+			return os.Chown(dir, 65534, 65534)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			target := filepath.Join(t.TempDir(), "target")
+			must(t, change(cutRestore(t, c.repository, id, target)))
+			report, err := c.repository.Restore(t.Context(), id, target, RestoreOptions{})
+			must(t, err)
+			if report.Reused != 0 {
+				t.Errorf("%d bytes were believed", report.Reused)
+			}
+			requireOnly(t, target)
+		})
+	}
+}
+
+// Closed directories and unreadable files of its own are no obstacle to an ordinary user's second attempt.
+func TestRestoreResumesAsOrdinaryUser(t *testing.T) {
+	base := os.Getenv("SNAPSHOT_TEST_RESUME")
+	if base == "" {
+		asNobody(t, "TestRestoreResumesAsOrdinaryUser", "SNAPSHOT_TEST_RESUME="+worldDir(t))
+		return
+	}
+	source := filepath.Join(base, "source")
+	buildFidelityTree(t, source)
+	openClosed(t, source)
+	r := memoryRepository(t)
+	made, err := r.Backup(t.Context(), source, BackupOptions{})
+	must(t, err)
+	target := filepath.Join(base, "restored", "target")
+	must(t, os.Mkdir(filepath.Dir(target), 0o755))
+	left := cutRestore(t, r, made.Snapshot, target)
+	for _, name := range []string{"closed", "unreadable"} {
+		must(t, os.Chmod(filepath.Join(left, name), 0))
+	}
+	report, err := r.Restore(t.Context(), made.Snapshot, target, RestoreOptions{})
+	must(t, err)
+	if report.Reused != report.Bytes {
+		t.Errorf("%d of %d bytes were reused", report.Reused, report.Bytes)
+	}
+	compareTrees(t, source, target)
+	requireOnly(t, target)
+}
+
+// A crashed attempt that wrote half of a blob, or whose zeros stand where a hole belongs, is mended with holes.
+func TestRestoreMendsHalfWrittenFiles(t *testing.T) {
+	c := newCrafter(t, memoryRepository(t))
+	content := append(bytes.Repeat([]byte{'x'}, 20_000), make([]byte, 1<<20)...)
+	content = append(content, bytes.Repeat([]byte{'y'}, 20_000)...)
+	n := c.fileNode("file", string(content))
+	tail := c.fileNode("tail", strings.Repeat("z", 10_000))
+	n.Content, n.Size = append(n.Content, tail.Content...), n.Size+tail.Size
+	id := c.snapshot(c.tree(n))
+	target := filepath.Join(t.TempDir(), "target")
+	left := cutRestore(t, c.repository, id, target)
+	must(t, os.WriteFile(left+"/file", append(bytes.Repeat([]byte{0xff}, len(content)), strings.Repeat("z", 10_000)...), 0o600))
+	report, err := c.repository.Restore(t.Context(), id, target, RestoreOptions{})
+	must(t, err)
+	if report.Reused != 10_000 {
+		t.Errorf("%d bytes were reused", report.Reused)
+	}
+	got, err := os.ReadFile(target + "/file")
+	must(t, err)
+	if !bytes.Equal(got, append(content, strings.Repeat("z", 10_000)...)) {
+		t.Error("the content differs")
+	}
+	requireHoles(t, target+"/file")
+}

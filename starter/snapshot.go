@@ -43,6 +43,7 @@ func (p *program) snapshotCommand() *cli.Command {
 			{Name: "ls", Usage: "list the files of a snapshot", ArgsUsage: "SNAPSHOT|latest [PATH]", Flags: repositoryFlags(outputFlag()), Action: p.snapshotLs},
 			{Name: "dump", Usage: "write a file of a snapshot, or a directory as a tar stream, to standard output", ArgsUsage: "SNAPSHOT|latest PATH",
 				Flags: repositoryFlags(), Action: p.snapshotDump},
+			p.snapshotForgetCommand(), p.snapshotPruneCommand(), p.snapshotRebuildIndexCommand(),
 		},
 	}
 }

@@ -70,10 +70,6 @@ func (c *codec) decompress(dst, packed []byte, size int) ([]byte, error) {
 // character of the JSON itself in repositories that were once of version 1.
 const compressedFraming = 2
 
-func (c *codec) packFile(plain []byte) []byte {
-	return c.compress([]byte{compressedFraming}, plain)
-}
-
 func (c *codec) unpackFile(framed []byte) ([]byte, error) {
 	if len(framed) == 0 {
 		return nil, fmt.Errorf("a file is empty: %w", ErrDamaged)

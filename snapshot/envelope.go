@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"golang.org/x/crypto/poly1305" //nolint:staticcheck // the format is defined with Poly1305-AES
 )
@@ -101,30 +102,60 @@ func (e *envelope) tag(vector, ciphertext []byte) [tagSize]byte {
 func (e *envelope) seal(dst, plain []byte) []byte {
 	start := len(dst)
 	dst = grow(dst, len(plain)+envelopeOverhead)
-	vector := dst[start : start+vectorSize]
+	copy(dst[start+vectorSize:], plain)
+	e.sealInPlace(dst[start : start+vectorSize+len(plain)]) // the tag is appended within dst
+	return dst
+}
+
+// sealInPlace seals the message that begins after the first vectorSize bytes, over itself, and appends the tag.
+func (e *envelope) sealInPlace(message []byte) []byte {
+	vector, content := message[:vectorSize], message[vectorSize:]
 	// crypto/rand.Read never fails since Go 1.24: it ends the program instead.
 	_, _ = rand.Read(vector)
-	ciphertext := dst[start+vectorSize : start+vectorSize+len(plain)]
-	cipher.NewCTR(e.encrypt, vector).XORKeyStream(ciphertext, plain)
-	tag := e.tag(vector, ciphertext)
-	copy(dst[start+vectorSize+len(plain):], tag[:])
-	return dst
+	cipher.NewCTR(e.encrypt, vector).XORKeyStream(content, content)
+	tag := e.tag(vector, content)
+	return append(message, tag[:]...)
 }
 
 // open appends the plaintext of a sealed message to dst, after the tag was found right.
 func (e *envelope) open(dst, sealed []byte) ([]byte, error) {
+	stream, ciphertext, err := e.authenticate(sealed)
+	if err != nil {
+		return nil, err
+	}
+	start := len(dst)
+	dst = grow(dst, len(ciphertext))
+	stream.XORKeyStream(dst[start:], ciphertext)
+	return dst, nil
+}
+
+// authenticate finds a sealed message's tag right, and returns its ciphertext with what turns that into the plaintext.
+func (e *envelope) authenticate(sealed []byte) (cipher.Stream, []byte, error) {
 	if len(sealed) < envelopeOverhead {
-		return nil, fmt.Errorf("a sealed message has %d bytes, less than its frame: %w", len(sealed), errUnauthentic)
+		return nil, nil, fmt.Errorf("a sealed message has %d bytes, less than its frame: %w", len(sealed), errUnauthentic)
 	}
 	vector, ciphertext := sealed[:vectorSize], sealed[vectorSize:len(sealed)-tagSize]
 	tag := e.tag(vector, ciphertext)
 	if subtle.ConstantTimeCompare(tag[:], sealed[len(sealed)-tagSize:]) != 1 {
-		return nil, errUnauthentic
+		return nil, nil, errUnauthentic
 	}
-	start := len(dst)
-	dst = grow(dst, len(ciphertext))
-	cipher.NewCTR(e.encrypt, vector).XORKeyStream(dst[start:], ciphertext)
-	return dst, nil
+	return cipher.NewCTR(e.encrypt, vector), ciphertext, nil
+}
+
+// opening reads the plaintext of a message that was authenticated, without ever holding all of it.
+type opening struct {
+	stream     cipher.Stream
+	ciphertext []byte
+}
+
+func (o *opening) Read(p []byte) (int, error) {
+	if len(o.ciphertext) == 0 {
+		return 0, io.EOF
+	}
+	n := min(len(p), len(o.ciphertext))
+	o.stream.XORKeyStream(p[:n], o.ciphertext[:n])
+	o.ciphertext = o.ciphertext[n:]
+	return n, nil
 }
 
 // grow extends b by n bytes whose content is unspecified.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 )
 
 // indexFile is the JSON of a file of index/. A pack is listed completely or not at all.
@@ -47,6 +48,46 @@ func decodeIndex(plain []byte) (indexFile, error) {
 		}
 	}
 	return file, nil
+}
+
+// appendJSON appends what encoding/json would, without what that keeps in memory meanwhile: an index file has up to ten
+// megabytes.
+func (f indexFile) appendJSON(out []byte) []byte {
+	size := 32
+	for _, pack := range f.Packs {
+		size += 160 + 170*len(pack.Blobs)
+	}
+	out = slices.Grow(out, size)
+	out = append(out, `{"packs":[`...)
+	for i, pack := range f.Packs {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(out, `{"id":`...)
+		out = appendID(out, pack.ID)
+		out = append(out, `,"blobs":[`...)
+		for j, blob := range pack.Blobs {
+			if j > 0 {
+				out = append(out, ',')
+			}
+			out = append(out, `{"id":`...)
+			out = appendID(out, blob.ID)
+			out = append(out, `,"type":`...)
+			out = appendString(out, blob.Type.String())
+			out = append(out, `,"offset":`...)
+			out = strconv.AppendUint(out, uint64(blob.Offset), 10)
+			out = append(out, `,"length":`...)
+			out = strconv.AppendUint(out, uint64(blob.Length), 10)
+			out = append(appendCount(out, `,"uncompressed_length":`, uint64(blob.Plain)), '}')
+		}
+		out = append(out, ']')
+		if pack.CRC32C != nil {
+			out = append(out, `,"holdfast_crc32c":`...)
+			out = strconv.AppendUint(out, uint64(*pack.CRC32C), 10)
+		}
+		out = append(out, '}')
+	}
+	return append(out, "]}"...)
 }
 
 func newIndexPack(id blobID, blobs []packedBlob, crc *uint32) indexPack {

@@ -18,6 +18,9 @@ import (
 const unpackedLoaders = 4
 
 func encodeJSON(value any) ([]byte, error) {
+	if index, ok := value.(indexFile); ok {
+		return index.appendJSON(nil), nil
+	}
 	encoded, err := json.Marshal(value)
 	if err != nil {
 		return nil, fmt.Errorf("encoding %T: %w", value, err)

@@ -152,6 +152,18 @@ func (b *packBuilder) sizeWith(length int, plain uint32) int {
 	return len(b.buffer) + length + b.header + int(entry.headerSize()) + packFrameSize
 }
 
+// reserve makes room for a blob; what does not fit into the first buffer gets one for a full pack, because memory that
+// buffers of several sizes leave behind fits nothing else.
+func (b *packBuilder) reserve(length, full int) {
+	need := len(b.buffer) + length
+	if need <= cap(b.buffer) {
+		return
+	}
+	larger := make([]byte, len(b.buffer), max(need, full))
+	copy(larger, b.buffer)
+	b.buffer = larger
+}
+
 // add appends a sealed blob; plain is 0 for one that is not compressed.
 func (b *packBuilder) add(id blobID, sealed []byte, plain uint32) {
 	location := blobLocation{kind: b.kind, offset: uint32(len(b.buffer)), length: uint32(len(sealed)), plain: plain}

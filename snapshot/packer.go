@@ -3,7 +3,6 @@ package snapshot
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -21,8 +20,10 @@ const (
 	packUploads = 2
 	// indexBlobs is how many blobs an index file names at most, give or take a pack; restic has the same number.
 	indexBlobs = 50_000
-	// packSlack is room for a pack's header, and for a blob that goes a little beyond the pack's size.
-	packSlack = 1 << 20
+	// packBuffers is how many packs are in memory at once, filled or on their way.
+	packBuffers = openDataPacks + packUploads
+	// firstPackBuffer is what a pack's buffer begins with, so that a small backup needs little memory.
+	firstPackBuffer = 1 << 20
 )
 
 // DefaultPackSize is the default of Options.PackSize, in bytes.
@@ -35,17 +36,20 @@ const DefaultPackSize = 16 << 20
 const MaxInFlight = packUploads * DefaultPackSize
 
 // packer fills packs in memory and uploads them, and writes index files as it goes. Its memory is bounded by the
-// number of its buffers: who adds a blob waits while all are full or on their way.
+// number of its packs: who adds a blob waits while all are full or on their way.
 type packer struct {
 	r *Repository
 	// upload is the context of uploads: that of the whole backup, so that one failure lets the others finish.
 	upload context.Context
 
-	buffers chan []byte
-	slots   chan struct{} // one per pack on its way
+	places chan struct{} // one per pack in memory
+	slots  chan struct{} // one per pack on its way
 
 	mu   sync.Mutex
 	open [2][]*packBuilder // by type; nil where none is being filled
+
+	freeMu sync.Mutex
+	free   [][]byte // buffers of packs that were sent, the last one to be used next
 
 	uploads sync.WaitGroup
 	failed  atomic.Pointer[error]
@@ -62,35 +66,56 @@ func newPacker(ctx context.Context, r *Repository) *packer {
 	p := &packer{r: r, upload: ctx}
 	p.open[dataBlob] = make([]*packBuilder, openDataPacks)
 	p.open[treeBlob] = make([]*packBuilder, 1)
-	count := openDataPacks + 1 + packUploads
-	p.buffers = make(chan []byte, count)
-	for range count {
-		p.buffers <- nil // allocated when first used
-	}
+	p.places = make(chan struct{}, packBuffers)
 	p.slots = make(chan struct{}, packUploads)
 	return p
 }
 
-// buffer takes a free buffer; it waits for an upload to end.
-func (p *packer) buffer(ctx context.Context) ([]byte, error) {
+// newBuilder begins a pack. While as many are in memory as may be it waits for an upload to end, or with wait false
+// returns nil.
+func (p *packer) newBuilder(ctx context.Context, kind blobType, wait bool) (*packBuilder, error) {
 	select {
-	case b := <-p.buffers:
-		if b == nil {
-			b = make([]byte, 0, p.r.options.PackSize+packSlack)
-		}
-		return b[:0], nil
+	case p.places <- struct{}{}:
+		return newPackBuilder(kind, p.buffer()), nil
+	default:
+	}
+	if !wait {
+		return nil, nil
+	}
+	select {
+	case p.places <- struct{}{}:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	// The wait may have been for an upload that failed.
+	if err := p.failure(); err != nil {
+		p.release(nil)
+		return nil, err
+	}
+	return newPackBuilder(kind, p.buffer()), nil
 }
 
-// release gives a buffer back to be filled again, unless it had to grow for a huge directory, or a write of it to a
-// slow provider, which was cut off, may not have ended.
-func (p *packer) release(b []byte) {
-	if cap(b) > 2*(p.r.options.PackSize+packSlack) || p.failure() != nil || len(p.r.store.behind()) > 0 {
-		b = nil
+func (p *packer) buffer() []byte {
+	p.freeMu.Lock()
+	defer p.freeMu.Unlock()
+	last := len(p.free) - 1
+	if last < 0 {
+		return make([]byte, 0, firstPackBuffer)
 	}
-	p.buffers <- b
+	b := p.free[last]
+	p.free = p.free[:last]
+	return b
+}
+
+// release makes place for another pack, and keeps the buffer to be filled again, unless it had to grow for a huge
+// directory, or a write of it to a slow provider, which was cut off, may not have ended.
+func (p *packer) release(b []byte) {
+	if cap(b) > 0 && cap(b) <= p.r.options.PackSize && p.failure() == nil && len(p.r.store.behind()) == 0 {
+		p.freeMu.Lock()
+		p.free = append(p.free, b[:0])
+		p.freeMu.Unlock()
+	}
+	<-p.places
 }
 
 // failure is the first error of an upload.
@@ -108,31 +133,46 @@ func (p *packer) add(ctx context.Context, kind blobType, id blobID, sealed []byt
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	slot := 0
-	if n := len(p.open[kind]); n > 1 {
-		slot = rand.IntN(n)
+	builder, err := p.builder(ctx, kind, len(sealed), plain)
+	if err != nil {
+		return err
 	}
-	builder := p.open[kind][slot]
-	if builder != nil && (builder.sizeWith(len(sealed), plain) > p.r.options.PackSize || !builder.fits(len(sealed))) {
-		p.open[kind][slot] = nil
-		p.send(builder)
-		builder = nil
-	}
-	if builder == nil {
-		buffer, err := p.buffer(ctx)
-		if err != nil {
-			return err
-		}
-		// The wait may have been for an upload that failed.
-		if err := p.failure(); err != nil {
-			p.release(buffer)
-			return err
-		}
-		builder = newPackBuilder(kind, buffer)
-		p.open[kind][slot] = builder
-	}
+	builder.reserve(len(sealed), p.r.options.PackSize)
 	builder.add(id, sealed, plain)
 	return nil
+}
+
+// builder is the pack that a blob goes to. A pack that has no room for it is sent off.
+func (p *packer) builder(ctx context.Context, kind blobType, length int, plain uint32) (*packBuilder, error) {
+	open := p.open[kind]
+	slot := 0
+	if len(open) > 1 {
+		slot = rand.IntN(len(open))
+	}
+	room := func(b *packBuilder) bool {
+		return b.sizeWith(length, plain) <= p.r.options.PackSize && b.fits(length)
+	}
+	if open[slot] != nil && !room(open[slot]) {
+		p.send(open[slot])
+		open[slot] = nil
+	}
+	if open[slot] != nil {
+		return open[slot], nil
+	}
+	builder, err := p.newBuilder(ctx, kind, false)
+	if builder == nil && err == nil {
+		// No place: rather than wait for an upload, fill another one that is open.
+		for _, other := range open {
+			if other != nil && room(other) {
+				return other, nil
+			}
+		}
+		builder, err = p.newBuilder(ctx, kind, true)
+	}
+	if err == nil {
+		open[slot] = builder
+	}
+	return builder, err
 }
 
 // send uploads a pack in the background.
@@ -266,13 +306,9 @@ func (r *Repository) storeFileIn(ctx context.Context, s store, prefix string, va
 	if len(plain) > maxUnpackedSize {
 		return blobID{}, storedFile{}, fmt.Errorf("%d bytes of JSON: %w", len(plain), ErrLimitExceeded)
 	}
-	data := r.box.seal(nil, r.codec.packFile(plain))
-	opened, err := r.box.open(nil, data)
-	if err == nil {
-		opened, err = r.codec.unpackFile(opened)
-	}
-	if err != nil || string(opened) != string(plain) {
-		return blobID{}, storedFile{}, errors.Join(fmt.Errorf("it opens to something else: %w", ErrDamaged), err)
+	data, err := r.newSealer().file(plain)
+	if err != nil {
+		return blobID{}, storedFile{}, fmt.Errorf("verifying a file of %s before it is stored: %w", prefix, err)
 	}
 	id := blobID(sha256.Sum256(data))
 	key := prefix + id.String()

@@ -68,7 +68,8 @@ func (c *crafter) file(prefix string, value any) blobID {
 	c.t.Helper()
 	plain, err := json.Marshal(value)
 	must(c.t, err)
-	data := c.repository.box.seal(nil, c.repository.codec.packFile(plain))
+	data, err := c.repository.newSealer().file(plain)
+	must(c.t, err)
 	id := blobID(sha256.Sum256(data))
 	c.put(prefix+id.String(), data)
 	return id
@@ -91,7 +92,7 @@ func (c *crafter) tree(nodes ...node) blobID {
 		if i > 0 {
 			out = append(out, ',')
 		}
-		encoded, err := encodeNode(&nodes[i])
+		encoded, err := appendNode(nil, &nodes[i])
 		must(c.t, err)
 		out = append(out, encoded...)
 	}

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -19,7 +18,9 @@ type saver struct {
 	mu   sync.Mutex
 	seen map[blobKey]struct{} // found in the repository or taken by this run
 
-	scratch sync.Pool // of *saverBuffers
+	// sealers that nobody uses at the moment: for chunks of large files, and for all that is smaller, so that not
+	// all of them get to have large buffers.
+	large, small chan *sealer
 
 	zeroOnce sync.Once
 	zeroID   blobID
@@ -29,12 +30,10 @@ type saver struct {
 	addedBytes [2]atomic.Int64
 }
 
-type saverBuffers struct{ packed, sealed, verified []byte }
-
 func newSaver(r *Repository, p *packer, lost map[blobID]struct{}) *saver {
 	return &saver{
 		r: r, packer: p, lost: lost, seen: map[blobKey]struct{}{},
-		scratch: sync.Pool{New: func() any { return &saverBuffers{} }},
+		large: make(chan *sealer, r.options.Concurrency), small: make(chan *sealer, r.options.Concurrency),
 	}
 }
 
@@ -70,9 +69,6 @@ func (s *saver) claim(key blobKey) bool {
 	return !s.stored(key)
 }
 
-// compressionGain: what zstd does not make smaller by 1/64 is stored as it is, and costs nothing to read.
-const compressionGain = 64
-
 // save stores plain, unless the repository has it, and returns its name. It does not keep plain.
 func (s *saver) save(ctx context.Context, kind blobType, plain []byte) (blobID, error) {
 	id := blobID(sha256.Sum256(plain))
@@ -86,42 +82,30 @@ func (s *saver) saveAs(ctx context.Context, id blobID, kind blobType, plain []by
 	if !s.claim(blobKey{id, kind}) {
 		return nil
 	}
-	buffers := s.scratch.Get().(*saverBuffers)
+	free := s.small
+	if len(plain) > smallMessage {
+		free = s.large
+	}
+	var worker *sealer
+	select {
+	case worker = <-free:
+	default:
+		worker = s.r.newSealer()
+	}
 	defer func() {
-		if cap(buffers.sealed) <= 2*maxChunkSize { // a huge directory's buffers are not kept
-			s.scratch.Put(buffers)
+		if cap(worker.sealed) > keptBuffer {
+			worker.sealed = nil
+		}
+		select {
+		case free <- worker:
+		default:
 		}
 	}()
-	buffers.packed = s.r.codec.compress(buffers.packed[:0], plain)
-	content, plainSize := buffers.packed, uint32(len(plain))
-	if len(plain)-len(content) < len(plain)/compressionGain || len(content) >= len(plain) {
-		content, plainSize = plain, 0
-	}
-	buffers.sealed = s.r.box.seal(buffers.sealed[:0], content)
-	if err := s.verify(buffers, plain, plainSize); err != nil {
+	sealed, plainSize, err := worker.blob(plain)
+	if err != nil {
 		return fmt.Errorf("verifying the %s blob %s before it is stored: %w", kind, id, err)
 	}
 	s.addedBlobs[kind].Add(1)
 	s.addedBytes[kind].Add(int64(len(plain)))
-	return s.packer.add(ctx, kind, id, buffers.sealed, plainSize)
-}
-
-// verify opens what is about to be stored and compares it with what it was made of: a defect of memory or of a library
-// is found while the content still exists.
-func (s *saver) verify(buffers *saverBuffers, plain []byte, plainSize uint32) error {
-	opened, err := s.r.box.open(buffers.packed[:0], buffers.sealed)
-	if err != nil {
-		return err
-	}
-	buffers.packed = opened
-	if plainSize != 0 {
-		if buffers.verified, err = s.r.codec.decompress(buffers.verified[:0], opened, len(plain)); err != nil {
-			return err
-		}
-		opened = buffers.verified
-	}
-	if !bytes.Equal(opened, plain) {
-		return fmt.Errorf("it opens to something else: %w", ErrDamaged)
-	}
-	return nil
+	return s.packer.add(ctx, kind, id, sealed, plainSize)
 }

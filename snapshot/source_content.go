@@ -4,12 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
-	"sync"
 
-	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
-	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/jc" // registers chunkerAlgorithm
 	"golang.org/x/sync/errgroup"
 )
 
@@ -27,22 +23,10 @@ const (
 
 // contentReader stores the contents of files. Each goroutine of a backup has its own.
 type contentReader struct {
-	saver   *saver
-	key     []byte
-	chunks  *chunkSlots
-	small   []byte            // for files of one chunk
-	chunker *chunkers.Chunker // for others, with its window
-}
-
-// chunkSlots bounds how many chunks of large files are in memory at once, in all goroutines together, and recycles
-// their buffers.
-type chunkSlots struct {
-	slots   chan struct{}
-	buffers sync.Pool // of *[]byte
-}
-
-func newChunkSlots(n int) *chunkSlots {
-	return &chunkSlots{slots: make(chan struct{}, n), buffers: sync.Pool{New: func() any { return new([]byte) }}}
+	saver  *saver
+	key    []byte
+	chunks *chunkSlots
+	small  []byte // for files of one chunk
 }
 
 // content stores the first size bytes of an open file and returns its blobs and how many bytes there were: fewer when
@@ -132,20 +116,14 @@ func (c *contentReader) cut(ctx context.Context, pieces *filePieces, part *fileR
 	if part.offset >= part.size {
 		return nil
 	}
-	if c.chunker == nil {
-		chunker, err := chunkers.NewChunkerBuffer(chunkerAlgorithm, part, &chunkers.ChunkerOpts{
-			MinSize: minChunkSize, NormalSize: averageChunkSize, MaxSize: maxChunkSize, Key: c.key,
-		}, make([]byte, maxChunkSize+minChunkSize))
-		if err != nil {
-			return &storeError{fmt.Errorf("setting up the chunker: %w", err)}
-		}
-		c.chunker = chunker
-	} else {
-		c.chunker.Reset(part)
+	chunker, err := c.chunks.takeChunker(ctx, part, c.key)
+	if err != nil {
+		return err
 	}
+	defer c.chunks.returnChunker(chunker)
 	for {
 		// The last chunk can come together with io.EOF.
-		chunk, err := c.chunker.Next()
+		chunk, err := chunker.Next()
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
@@ -162,23 +140,17 @@ func (c *contentReader) cut(ctx context.Context, pieces *filePieces, part *fileR
 
 // dispatch copies a chunk, whose bytes belong to the chunker, and has it stored by another goroutine.
 func (c *contentReader) dispatch(ctx context.Context, pieces *filePieces, chunk []byte) error {
-	select {
-	case c.chunks.slots <- struct{}{}:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	buffer, err := c.chunks.take(ctx, chunk)
+	if err != nil {
+		return err
 	}
-	buffer := c.chunks.buffers.Get().(*[]byte)
-	*buffer = append((*buffer)[:0], chunk...)
 	id := new(blobID)
 	pieces.ids = append(pieces.ids, id)
 	pieces.size += int64(len(chunk))
 	pieces.group.Go(func() error {
-		defer func() {
-			c.chunks.buffers.Put(buffer)
-			<-c.chunks.slots
-		}()
+		defer c.chunks.giveBack(buffer)
 		var err error
-		if *id, err = c.saver.save(ctx, dataBlob, *buffer); err != nil {
+		if *id, err = c.saver.save(ctx, dataBlob, buffer); err != nil {
 			return &storeError{err}
 		}
 		return nil

@@ -1,60 +1,19 @@
 package snapshot
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // A tree blob is the JSON of one directory, {"nodes":[…]} and a newline, its nodes strictly ascending by the bytes of
 // their names. The bytes are those that restic's encoding/json writes, so that equal directories have equal ids
 // whichever program stored them.
 
-// wireNode has node's fields without its methods. In it the name is quoted.
+// wireNode is what decoding fills: the name in it is quoted.
 type wireNode node
-
-// encodeTree writes a tree. The nodes must be sorted by name already; a wrong order is a defect and an error.
-func encodeTree(nodes []node) ([]byte, error) {
-	var out bytes.Buffer
-	out.WriteString(`{"nodes":[`)
-	for i := range nodes {
-		if i > 0 {
-			if nodes[i-1].Name >= nodes[i].Name {
-				return nil, fmt.Errorf("encoding a tree: %q does not come before %q", nodes[i-1].Name, nodes[i].Name)
-			}
-			out.WriteByte(',')
-		}
-		encoded, err := encodeNode(&nodes[i])
-		if err != nil {
-			return nil, err
-		}
-		out.Write(encoded)
-		if out.Len() > maxTreeSize-16 {
-			return nil, fmt.Errorf("a directory has too many entries (%d): %w", len(nodes), ErrLimitExceeded)
-		}
-	}
-	out.WriteString("]}\n")
-	return out.Bytes(), nil
-}
-
-func encodeNode(n *node) ([]byte, error) {
-	wire := wireNode(*n)
-	quoted := strconv.Quote(n.Name)
-	wire.Name = quoted[1 : len(quoted)-1]
-	wire.ModTime, wire.AccessTime, wire.ChangeTime = jsonTime(n.ModTime), jsonTime(n.AccessTime), jsonTime(n.ChangeTime)
-	if !utf8.ValidString(n.LinkTarget) {
-		wire.LinkTargetRaw = []byte(n.LinkTarget)
-	}
-	encoded, err := json.Marshal(wire)
-	if err != nil {
-		return nil, fmt.Errorf("encoding the node of %q: %w", n.Name, err)
-	}
-	return encoded, nil
-}
 
 // jsonTime keeps a time within the years that JSON can hold.
 func jsonTime(t time.Time) time.Time {

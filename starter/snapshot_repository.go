@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/urfave/cli/v2"
 
@@ -25,6 +26,9 @@ type opened struct {
 // openRepository opens what --repo and --password-file name. With create, a repository (and, on a file system, its
 // directory) is made when there is none.
 func (p *program) openRepository(c *cli.Context, create bool) (*opened, error) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(snapshot.GCPercent)
+	}
 	repos := c.StringSlice("repo")
 	if len(repos) == 0 {
 		return nil, usage("%s: --repo is missing", c.Command.Name).withMend("name the repository: --repo gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or file:///DIRECTORY")

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"strings"
 	"syscall"
@@ -40,6 +41,9 @@ func engine(ctx context.Context, arguments []string, cost snapshot.KDFParameters
 		return errors.New("engine: what, and on which repository?")
 	}
 	verb, path := arguments[0], arguments[len(arguments)-1]
+	if os.Getenv("GOGC") == "" { // as `holdfast snapshot` does
+		debug.SetGCPercent(snapshot.GCPercent)
+	}
 	stopProfiles, err := startProfiles(os.Getenv("HOLDFAST_BENCH_PROFILES"), verb)
 	if err != nil {
 		return err

@@ -187,6 +187,9 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 			Files: commit.Files, Bytes: commit.Bytes, Omitted: commit.Omitted, Providers: holders[commit.Snapshot],
 			Head: state.Head != nil && state.Head.Snapshot == commit.Snapshot,
 		})
+		if commit.Excluded != nil {
+			result.Snapshots[len(result.Snapshots)-1].Excluded = commit.Excluded.Count
+		}
 	}
 	others, err := c.uncommitted(ctx, state.ID, known)
 	if err != nil {
@@ -229,7 +232,7 @@ func (c *Control) uncommitted(ctx context.Context, id string, known map[string]b
 		if known[info.ID] {
 			continue
 		}
-		line := workspace.SnapshotLine{Snapshot: info.ID, Time: info.Time, Kind: "foreign", Files: info.Files, Bytes: info.Bytes}
+		line := workspace.SnapshotLine{Snapshot: info.ID, Time: info.Time, Kind: "foreign", Files: info.Files, Bytes: info.Bytes, Excluded: info.Excluded}
 		switch info.Kind {
 		case snapshot.Recovered:
 			line.Kind = string(snapshot.Recovered)

@@ -57,6 +57,7 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 			Time: began, StatDigest: made.StatDigest, Owed: topLevel(n.Catalog, target.WorkspaceID, made.Owed),
 		}
 		result.Backup.Omitted, result.Omissions = omissions(made.Omissions)
+		result.Backup.Excluded, result.Excluded = made.Excluded.Total(), excluded(made.Excluded)
 		return nil
 	})
 	return result, err
@@ -77,6 +78,18 @@ func omissions(found []snapshot.Omission) (int64, []workspace.Omission) {
 		}
 	}
 	return count, first
+}
+
+// excluded is what rules in the content left out, shortened for a message.
+func excluded(found *snapshot.Excluded) *workspace.Excluded {
+	if found == nil {
+		return nil
+	}
+	result := &workspace.Excluded{Count: found.Count, Problems: found.Problems[:min(len(found.Problems), workspace.MaxExclusions)]}
+	for _, exclusion := range found.Paths[:min(len(found.Paths), workspace.MaxExclusions)] {
+		result.Paths = append(result.Paths, workspace.Exclusion(exclusion))
+	}
+	return result
 }
 
 // Verify looks, in requests of its own, at every object that a snapshot references (invariant 1). It succeeds when the
@@ -208,8 +221,9 @@ func (n *Node) RemoveInstance(ctx context.Context, input workspace.RemoveInstanc
 		if len(verified.Owed) > 0 {
 			return permanent(workspace.ErrorNotStored, fmt.Errorf("the content stays: not every store holds snapshot %s whole: %v", input.Snapshot, verified.Why))
 		}
-		// … and the content is still exactly what was snapshotted.
-		digest, err := snapshot.StatDigest(ctx, content)
+		// … and the content is still exactly what was snapshotted, by the same rules: what they leave out is the person's to
+		// lose, a change of the rules is not.
+		digest, err := snapshot.StatDigest(ctx, content, nil)
 		if err != nil {
 			return fmt.Errorf("comparing the content with its snapshot: %w", err)
 		}

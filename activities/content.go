@@ -212,7 +212,7 @@ func (n *Node) restore(ctx context.Context, id string, sealed []byte, wanted, co
 	const mostWarnings = 20
 	return &workspace.Restore{
 		Snapshot: report.Snapshot, Files: report.Files, Bytes: report.Bytes, Fallbacks: report.Fallbacks,
-		Warnings: report.Warnings[:min(len(report.Warnings), mostWarnings)],
+		Warnings: report.Warnings[:min(len(report.Warnings), mostWarnings)], Excluded: report.Excluded.Total(),
 	}, nil
 }
 

@@ -420,7 +420,12 @@ func (r *rig) write(token uint64, name, text string) {
 // stopped makes an instance that is stopped, snapshotted, verified and committed: what a removal is asked for.
 func (r *rig) stopped(token uint64) workspace.RemoveInstanceInput {
 	r.t.Helper()
-	target := r.started(token)
+	return r.finished(r.started(token))
+}
+
+// finished stops, snapshots, verifies and commits an instance.
+func (r *rig) finished(target workspace.Target) workspace.RemoveInstanceInput {
+	r.t.Helper()
 	require.NoError(r.t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target, GraceSeconds: 1}))
 	made, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "final"})
 	require.NoError(r.t, err)
@@ -433,7 +438,7 @@ func (r *rig) stopped(token uint64) workspace.RemoveInstanceInput {
 func commitOf(target workspace.Target, made workspace.BackupResult) workspace.Commit {
 	return workspace.Commit{
 		WorkspaceID: target.WorkspaceID, Token: target.Token, Sequence: 1, Snapshot: made.Backup.Snapshot, Kind: "final", Time: made.Time.UTC(),
-		Files: made.Backup.Files, Bytes: made.Backup.Bytes, Omitted: made.Backup.Omitted, Omissions: made.Omissions, StatDigest: made.StatDigest, Node: target.Node,
+		Files: made.Backup.Files, Bytes: made.Backup.Bytes, Omitted: made.Backup.Omitted, Omissions: made.Omissions, Excluded: made.Excluded, StatDigest: made.StatDigest, Node: target.Node,
 	}
 }
 

@@ -38,8 +38,11 @@ type backup struct {
 	// reread: content is never taken over from the parent.
 	reread bool
 
+	rules *ignoreRules // of the call
+
 	mu        sync.Mutex
 	omissions []Omission
+	left      Excluded
 	links     map[inodeKey]linkedContent
 	names     nameCache
 
@@ -87,7 +90,8 @@ func (o *BackupOptions) applyDefaults(dir string) error {
 // the packs that were on their way are uploaded again. Files that are what they were in the newest snapshot of the same
 // hostname and paths (size, mtime and ctime all equal) are not read again.
 //
-// What cannot be read is left out and named, in the result and in the snapshot. Errors: ErrSourceMissing when dir cannot
+// What the ignore files in the directory (IgnoreFile) and options.Excludes name is left out and told in Excluded. What
+// cannot be read is left out and named, in the result and in the snapshot. Errors: ErrSourceMissing when dir cannot
 // be read, ErrLocked while somebody prunes, ErrLimitExceeded for a directory with more entries than the format can
 // hold; the store's otherwise, for which storage.Retryable tells whether calling again can help.
 func (r *Repository) Backup(ctx context.Context, dir string, options BackupOptions) (*BackupResult, error) {
@@ -101,12 +105,16 @@ func (r *Repository) Backup(ctx context.Context, dir string, options BackupOptio
 	if err := options.applyDefaults(dir); err != nil {
 		return nil, fmt.Errorf("backing up %s: %w", quotePath(dir), err)
 	}
+	rules, err := callRules(options.Excludes)
+	if err != nil {
+		return nil, fmt.Errorf("backing up %s without what is excluded: %w", quotePath(dir), err)
+	}
 	root, err := openRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("backing up: %w", err)
 	}
 	defer unix.Close(root)
-	b := &backup{r: r, options: options, dir: dir, root: root, start: start, links: map[inodeKey]linkedContent{}}
+	b := &backup{r: r, options: options, dir: dir, root: root, rules: rules, start: start, links: map[inodeKey]linkedContent{}}
 	if b.options.Time.IsZero() {
 		b.options.Time = start
 	}
@@ -197,7 +205,7 @@ func (b *backup) scan(ctx context.Context) (*scanDir, error) {
 	// snapshot may miss that, the last one must not.
 	const ramfs = 0x858458f6
 	b.reread = b.options.Kind != Live && (fs.Type == unix.TMPFS_MAGIC || fs.Type == ramfs)
-	s := &scan{root: b.root, workers: workers, handler: b}
+	s := &scan{root: b.root, workers: workers, handler: b, excludes: b.rules}
 	return s.run(ctx)
 }
 
@@ -279,7 +287,7 @@ func (b *backup) result(top *scanDir) *BackupResult {
 	result := &BackupResult{
 		Tree: b.rootTree.String(), Files: b.files.Load(), Dirs: b.dirs.Load(), Bytes: b.bytes.Load(),
 		BytesAdded: b.saver.addedBytes[dataBlob].Load(), Omissions: b.omissions, Unreadable: b.unreadable.Load(),
-		StatDigest: top.statDigest(),
+		StatDigest: top.statDigest(), Excluded: b.left.orNil(),
 	}
 	if b.parent != nil {
 		result.Parent = b.parent.id.String()
@@ -295,6 +303,7 @@ func (b *backup) snapshotFile(top *scanDir, result *BackupResult) snapshotFile {
 	file := snapshotFile{
 		Time: b.options.Time.UTC(), Tree: &b.rootTree, Paths: b.options.Paths, Hostname: b.options.Hostname,
 		Username: username(), UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Tags: tags, ProgramVersion: programVersion,
+		Excludes: b.left.patterns(b.options.Excludes),
 		Summary: &snapshotSummary{
 			BackupStart: b.start.UTC(), BackupEnd: time.Now().UTC(),
 			FilesNew: uint64(b.newFiles.Load()), FilesChanged: uint64(b.changedFiles.Load()), FilesUnmodified: uint64(b.oldFiles.Load()),
@@ -306,6 +315,7 @@ func (b *backup) snapshotFile(top *scanDir, result *BackupResult) snapshotFile {
 		Holdfast: &holdfastDetails{
 			Kind: b.options.Kind, StatDigest: result.StatDigest, Root: &b.rootNode,
 			Omissions: b.omissions[:min(len(b.omissions), maxStoredOmissions)], OmissionCount: int64(len(b.omissions)),
+			Excluded: result.Excluded,
 		},
 	}
 	if b.parent != nil {

@@ -64,6 +64,7 @@ func (d *scanDir) previousNode(name string) *node {
 
 // leave stores the directory's tree and puts its node into the directory above.
 func (b *backup) leave(ctx context.Context, d *scanDir) error {
+	b.checkRules(d)
 	nodes := make([]node, 0, len(d.entries))
 	for i := range d.entries {
 		if e := &d.entries[i]; !e.gone && e.node != nil {

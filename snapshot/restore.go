@@ -56,7 +56,7 @@ func (r *Repository) restore(ctx context.Context, snapshot, target string, optio
 		Seconds: time.Since(began).Seconds(), Warnings: t.warnings.all(), Fallbacks: r.fallbacksSince(fallbacks),
 	}
 	if stored.Holdfast != nil {
-		report.Omissions = stored.Holdfast.Omissions
+		report.Omissions, report.Excluded = stored.Holdfast.Omissions, stored.Holdfast.Excluded
 	}
 	return report, nil
 }

@@ -29,6 +29,11 @@ type scanHandler interface {
 	omit(path string, kind OmissionKind, reason string)
 	// vanished notes an entry that was listed and is not there any more.
 	vanished(path string)
+	// excluded notes an entry that a rule leaves out; of a directory nothing below is looked at. It is called between
+	// enter and listed.
+	excluded(path string, dir bool, pattern *ignorePattern, from *ignoreRules)
+	// voidRules notes an ignore file that leaves nothing out because of err.
+	voidRules(path string, err error)
 }
 
 // scanDir is a directory within a scan.
@@ -42,6 +47,9 @@ type scanDir struct {
 	// unreadable: entries are not all there are.
 	unreadable bool
 	digest     [sha256.Size]byte // set when the scan has left the directory
+
+	rules    *ignoreRules // for the entries; nil when there are none
+	ruleStat *statRecord  // of the directory's own ignore file, as it was when the rules were read
 
 	pending atomic.Int64 // subdirectories and batches that are not done
 	fd      int          // open until the last batch is done
@@ -78,6 +86,7 @@ type scan struct {
 	componentWise bool
 	workers       int
 	handler       scanHandler
+	excludes      *ignoreRules // of the call
 
 	mu      sync.Mutex
 	wake    *sync.Cond
@@ -322,6 +331,9 @@ func (s *scan) list(ctx context.Context, d *scanDir, fd int) error {
 		d.unreadable = true
 	}
 	slices.Sort(names)
+	if err := s.findRules(ctx, d, fd, names); err != nil {
+		return err
+	}
 	d.entries = make([]scanEntry, 0, len(names))
 	for i, name := range names {
 		if i%1024 == 0 && ctx.Err() != nil {
@@ -329,7 +341,12 @@ func (s *scan) list(ctx context.Context, d *scanDir, fd int) error {
 		}
 		switch err := fstatat(fd, name, &stat); {
 		case err == nil:
-			d.entries = append(d.entries, scanEntry{name: name, dir: stat.Mode&unix.S_IFMT == unix.S_IFDIR, stat: recordOf(&stat)})
+			dir := stat.Mode&unix.S_IFMT == unix.S_IFDIR
+			if pattern, from := s.leavesOut(d, name, dir); pattern != nil {
+				s.handler.excluded(d.join(name), dir, pattern, from)
+				continue
+			}
+			d.entries = append(d.entries, scanEntry{name: name, dir: dir, stat: recordOf(&stat)})
 		case errors.Is(err, unix.ENOENT):
 			s.handler.vanished(d.join(name))
 		case exhausted(err):

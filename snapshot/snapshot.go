@@ -67,6 +67,9 @@ type BackupOptions struct {
 	// host's name, and the directory's absolute path.
 	Hostname string
 	Paths    []string
+	// Excludes are patterns as in an ignore file at the top of the directory, of what is not backed up. They weigh more
+	// than the ignore files in the directory (see IgnoreFile), which always have their say.
+	Excludes []string
 	// Time is the snapshot's time. Default: when the backup began.
 	Time     time.Time
 	Progress func(Progress)
@@ -104,8 +107,10 @@ type BackupResult struct {
 	PacksUploaded int64      `json:"packs_uploaded"`
 	Omissions     []Omission `json:"omissions,omitempty"`
 	Unreadable    int64      `json:"unreadable"` // number of omissions of kind unreadable
+	// Excluded is what was left out because a rule says so; nil when there is nothing to tell.
+	Excluded *Excluded `json:"excluded,omitempty"`
 	// StatDigest is a hash over every entry's stat record (path, kind, mode, owner, size, mtime, ctime, inode) as the
-	// backup saw it; StatDigest(dir) gives the same while nothing in the directory changed.
+	// backup saw it; StatDigest gives the same while nothing in the directory changed.
 	StatDigest string  `json:"stat_digest"`
 	Seconds    float64 `json:"duration_seconds"`
 	// Owed names the providers (by URL) that do not hold everything that this snapshot references.
@@ -128,6 +133,8 @@ type Info struct {
 	Bytes    int64     `json:"bytes,omitempty"`
 	// Omissions is the number of things that the snapshot says it does not hold; Repository.Omissions names them.
 	Omissions int64 `json:"omissions,omitempty"`
+	// Excluded is how many paths rules left out.
+	Excluded int64 `json:"excluded,omitempty"`
 }
 
 // RestoreOptions adjust one restore.
@@ -155,8 +162,10 @@ type RestoreReport struct {
 	Fallbacks map[string]int64 `json:"fallbacks,omitempty"`
 	// Warnings name metadata that could not be set (an owner, when not root); content is never among them.
 	Warnings []string `json:"warnings,omitempty"`
-	// Omissions are what the snapshot itself says it does not hold as it was, whatever part of it was restored.
+	// Omissions are what the snapshot itself says it does not hold as it was, and Excluded what was left out of it by
+	// rules, whatever part of it was restored.
 	Omissions []Omission `json:"omissions,omitempty"`
+	Excluded  *Excluded  `json:"excluded,omitempty"`
 }
 
 // CheckOptions adjust a check.

@@ -54,6 +54,8 @@ type holdfastDetails struct {
 	// Omissions are named up to maxStoredOmissions; OmissionCount counts all.
 	Omissions     []Omission `json:"omissions,omitempty"`
 	OmissionCount int64      `json:"omission_count,omitempty"`
+	// Excluded is what rules left out, with up to maxStoredExclusions paths and problems.
+	Excluded *Excluded `json:"excluded,omitempty"`
 }
 
 // maxStoredOmissions bounds the list within a snapshot file. A directory that cannot be read is one omission, however
@@ -108,6 +110,7 @@ func (s *storedSnapshot) info() Info {
 	}
 	if s.Holdfast != nil {
 		info.Omissions = max(s.Holdfast.OmissionCount, int64(len(s.Holdfast.Omissions)))
+		info.Excluded = s.Holdfast.Excluded.Total()
 	}
 	return info
 }

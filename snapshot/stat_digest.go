@@ -14,13 +14,20 @@ import (
 // itself included. It equals BackupResult.StatDigest exactly while nothing in the directory has changed since the
 // backup looked: any write, even one that puts the times back, changes a ctime. What cannot be read counts as it is
 // found; ErrSourceMissing when dir itself cannot be read.
-func StatDigest(ctx context.Context, dir string) (string, error) {
+//
+// excludes are BackupOptions.Excludes of that backup. What they and the ignore files in the directory leave out does not
+// count. The ignore files do: two equal digests are of the same rules.
+func StatDigest(ctx context.Context, dir string, excludes []string) (string, error) {
+	rules, err := callRules(excludes)
+	if err != nil {
+		return "", fmt.Errorf("examining %s without what is excluded: %w", quotePath(dir), err)
+	}
 	root, err := openRoot(dir)
 	if err != nil {
 		return "", err
 	}
 	defer unix.Close(root)
-	s := &scan{root: root, workers: runtime.GOMAXPROCS(0), handler: digestHandler{}}
+	s := &scan{root: root, workers: runtime.GOMAXPROCS(0), handler: digestHandler{}, excludes: rules}
 	top, err := s.run(ctx)
 	if err != nil {
 		return "", fmt.Errorf("examining %s: %w", quotePath(dir), err)
@@ -46,3 +53,5 @@ func (digestHandler) entry(context.Context, int, *scanDir, int, *scanEntry) erro
 func (digestHandler) leave(context.Context, *scanDir) error                       { return nil }
 func (digestHandler) omit(string, OmissionKind, string)                           {}
 func (digestHandler) vanished(string)                                             {}
+func (digestHandler) excluded(string, bool, *ignorePattern, *ignoreRules)         {}
+func (digestHandler) voidRules(string, error)                                     {}

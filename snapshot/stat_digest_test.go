@@ -75,7 +75,7 @@ func TestStatDigest(t *testing.T) {
 			if change != nil {
 				require.NoError(t, change(t, dir))
 			}
-			digest, err := StatDigest(t.Context(), dir)
+			digest, err := StatDigest(t.Context(), dir, nil)
 			require.NoError(t, err)
 			require.Equal(t, change == nil || name == "only read", digest == result.StatDigest)
 		})
@@ -91,10 +91,10 @@ func TestStatDigestOfManyEntries(t *testing.T) {
 		files["flat/"+string(rune(0x4e00+i))] = []byte{byte(i)}
 	}
 	writeFiles(t, dir, files)
-	first, err := StatDigest(t.Context(), dir)
+	first, err := StatDigest(t.Context(), dir, nil)
 	require.NoError(t, err)
 	for range 5 {
-		again, err := StatDigest(t.Context(), dir)
+		again, err := StatDigest(t.Context(), dir, nil)
 		require.NoError(t, err)
 		require.Equal(t, first, again)
 	}

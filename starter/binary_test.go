@@ -200,6 +200,21 @@ func TestBinarySnapshot(t *testing.T) {
 		t.Errorf("backup -o json lacks unreadable: %s", got.stdout)
 	}
 
+	got = command(t, nil, with("snapshot", "backup", source, "--exclude", "/sub/", "--exclude", "[", "--host", "other")...)
+	if got.code != exitUsage {
+		t.Errorf("backup with a wrong pattern: exit code %d: %s", got.code, got.stderr)
+	}
+	wantIn(t, "a wrong pattern", got.stderr, "--exclude", `"[" is not a pattern`)
+	excluding := filepath.Join(dir, "excluding")
+	other := []string{"--repo", "file://" + excluding, "--password-file", password}
+	got = command(t, nil, append([]string{"snapshot", "backup", source, "--exclude", "/sub/", "--exclude", "absent"}, other...)...)
+	wantIn(t, "backup --exclude", got.stdout, "excluded: 1 path\n  sub/ (--exclude: /sub/)\n")
+	got = command(t, nil, append([]string{"snapshot", "restore", "latest", "--target", filepath.Join(dir, "without")}, other...)...)
+	wantIn(t, "restore of what was excluded", got.stdout, "excluded when this snapshot was made: 1 path\n  sub/ (--exclude: /sub/)\n")
+	if _, err := os.Stat(filepath.Join(dir, "without", "sub")); !os.IsNotExist(err) || got.code != exitDone {
+		t.Errorf("exit code %d, %v: %s", got.code, err, got.stderr)
+	}
+
 	got = command(t, nil, with("snapshot", "list", "-o", "json")...)
 	var infos []snapshot.Info
 	if err := json.Unmarshal([]byte(got.stdout), &infos); err != nil || len(infos) != 1 || infos[0].ID != result.Snapshot {

@@ -110,6 +110,26 @@ func TestFollowOutcomes(t *testing.T) {
 			o.Backup.Omitted = 1
 			s.Head.Omitted, s.Head.Omissions = 1, []workspace.Omission{{Path: "db", Kind: "changed while read", Reason: "x"}}
 		}), exitOwed, []string{"1 things are not in the snapshot", "db (changed while read: x)"}},
+		{"excludes at a stop", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Backup.Excluded = 12
+			s.Head.Excluded = &workspace.Excluded{
+				Count: 12, Paths: []workspace.Exclusion{{Path: "build/", Pattern: "/build/", File: ".holdfastignore"}}, Problems: []string{"lib/.holdfastignore leaves nothing out: line 3"},
+			}
+		}), exitDone, []string{"web is stopped", "excluded by .holdfastignore, so not in the snapshot, and gone when the content", "leaves its node: 12 paths\n  build/ (.holdfastignore: /build/)\n  and 11 more", "note: lib/.holdfastignore leaves nothing out: line 3"}},
+		{"excludes of a backup", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Kind, o.Backup.Excluded = workspace.OperationBackup, 1
+			s.Head.Excluded = &workspace.Excluded{Count: 1, Paths: []workspace.Exclusion{{Path: "x", Pattern: "y", File: "z"}}}
+		}), exitDone, []string{"excluded by .holdfastignore, so not in the snapshot: 1 path\n  x (z: y)\n"}},
+		{"excludes of an older backup", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Kind, o.Backup.Excluded = workspace.OperationBackup, 1
+			s.Head = &workspace.Commit{Snapshot: snapshotB, Excluded: &workspace.Excluded{Count: 1, Paths: []workspace.Exclusion{{Path: "wrong"}}, Problems: []string{"wrong"}}}
+		}), exitDone, []string{"so not in the snapshot: 1 path\n"}},
+		{"excludes at a restore", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Kind, o.Backup = workspace.OperationStart, nil
+			o.Restored = &workspace.Restore{Snapshot: snapshotA, Excluded: 2}
+			s.Phase, s.Instance = workspace.Running, &workspace.Instance{Token: 2, Node: "n2"}
+			s.Head.Excluded = &workspace.Excluded{Count: 2, Paths: []workspace.Exclusion{{Path: "a"}, {Path: "b"}}}
+		}), exitDone, []string{"excluded by .holdfastignore when this snapshot was made: 2 paths\n  a (", "\n  b ("}},
 		{"metadata", stopped(func(s *workspace.State, o *workspace.Operation) {
 			o.Kind, o.Backup = workspace.OperationStart, nil
 			o.Restored = &workspace.Restore{Snapshot: snapshotA, Warnings: []string{"owner of x"}, Fallbacks: map[string]int64{"gs://b": 3}}

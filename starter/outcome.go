@@ -51,6 +51,9 @@ func describeOutcome(operation workspace.Operation, state workspace.State, unsen
 			notes(state.Instance.Notes)
 		}
 		if operation.Restored != nil {
+			if excluded := operation.Restored.Excluded; excluded > 0 {
+				lines = append(lines, excludedWords(byRules+" when this snapshot was made", excluded, excludedFrom(state, operation.Restored.Snapshot).Paths))
+			}
 			for _, store := range sortedKeys(operation.Restored.Fallbacks) {
 				lines = append(lines, fmt.Sprintf("%s objects were missing or damaged on %s and came from another store", count(operation.Restored.Fallbacks[store]), store))
 			}
@@ -61,11 +64,13 @@ func describeOutcome(operation workspace.Operation, state workspace.State, unsen
 			line = fmt.Sprintf("the stop of %s has ended; it is %s now", name, state.Phase)
 		}
 		lines = append(lines, line+backupWords(operation)+in)
+		lines = append(lines, backupExclusions(operation, state, byRules+", so not in the snapshot, and gone when the content leaves its node")...)
 		if state.Kept != nil {
 			lines = append(lines, fmt.Sprintf("the content stays on node %s too: %s", state.Kept.Node, state.Kept.Why))
 		}
 	case workspace.OperationBackup:
 		lines = append(lines, name+" is backed up"+backupWords(operation)+in)
+		lines = append(lines, backupExclusions(operation, state, byRules+", so not in the snapshot")...)
 	case workspace.OperationDelete:
 		lines = append(lines, name+" is deleted"+in)
 	case workspace.OperationUnstick:

@@ -78,11 +78,25 @@ func TestRendering(t *testing.T) {
 	golden(t, "list", rendered(func() { renderWorkspaces(&out, someWorkspaces(), testNow, false) }))
 	golden(t, "list-empty", rendered(func() { renderWorkspaces(&out, nil, testNow, false) }))
 	golden(t, "show", rendered(func() { renderState(&out, someState(), testNow, false) }))
+	golden(t, "show-excluded", rendered(func() {
+		state := someState()
+		state.Head.Excluded = &workspace.Excluded{
+			Count: 2, Paths: []workspace.Exclusion{{Path: "build/", Pattern: "build/", File: ".holdfastignore"}, {Path: "lib/a.o", Pattern: "*.o", File: "lib/.holdfastignore"}},
+			Problems: []string{"doc/.holdfastignore leaves nothing out: it is not a regular file"},
+		}
+		renderState(&out, state, testNow, false)
+	}))
 	golden(t, "nodes", rendered(func() {
 		renderNodes(&out, []listedNode{
 			{Name: "node-1", Phase: "Ready", Since: testNow.Add(-time.Hour), Engine: "docker", Address: "127.0.0.1:40001"},
 			{Name: "node-2", Phase: "Suspect", Since: testNow.Add(-12 * time.Second), Engine: "process", Address: "127.0.0.1:40002", Reason: "the lease timed out and has been offered again"},
 			{Name: "node-3", Stale: true},
+		}, testNow)
+	}))
+	golden(t, "snapshots-excluded", rendered(func() {
+		renderSnapshots(&out, []workspace.SnapshotLine{
+			{Snapshot: snapshotB, Time: testNow.Add(-50 * time.Hour), Kind: "live", Token: 1, Sequence: 1, Files: 900, Bytes: 3 << 20, Excluded: 1200, Providers: []string{"gs://b", "file:///s"}},
+			{Snapshot: snapshotA, Time: testNow.Add(-90 * time.Minute), Kind: "final", Token: 2, Sequence: 1, Files: 1_234_567, Bytes: 512 << 30, Head: true, Providers: []string{"gs://b"}},
 		}, testNow)
 	}))
 	golden(t, "snapshots", rendered(func() {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/snapshot"
 	"holdfast/workspace"
 )
 
@@ -147,6 +149,14 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 		}
 		if head.Omitted > 0 {
 			plain("", "lacks %s things%s", count(head.Omitted), omissionLines(head.Omissions, head.Omitted))
+		}
+		if excluded := head.Excluded; excluded != nil {
+			if excluded.Count > 0 {
+				plain("", "%s", excludedWords(byRules, excluded.Count, excluded.Paths))
+			}
+			for _, problem := range excluded.Problems {
+				plain("", "%s", problem)
+			}
 		}
 	}
 	if operation := state.Operation; operation != nil {
@@ -325,6 +335,7 @@ func renderSnapshots(w io.Writer, lines []workspace.SnapshotLine, now time.Time)
 		return
 	}
 	rows := make([][]string, 0, len(lines))
+	excludes := slices.ContainsFunc(lines, func(line workspace.SnapshotLine) bool { return line.Excluded > 0 })
 	for _, line := range lines {
 		id := workspace.Short(line.Snapshot)
 		if line.Head {
@@ -334,14 +345,25 @@ func renderSnapshots(w io.Writer, lines []workspace.SnapshotLine, now time.Time)
 		if line.Omitted > 0 {
 			lacks = count(line.Omitted)
 		}
-		rows = append(rows, []string{id, line.Time.UTC().Format("2006-01-02 15:04"), age(line.Time, now), orDash(line.Kind),
-			count(line.Files), size(line.Bytes), lacks, strconv.Itoa(len(line.Providers))})
+		row := []string{id, line.Time.UTC().Format("2006-01-02 15:04"), age(line.Time, now), orDash(line.Kind),
+			count(line.Files), size(line.Bytes), lacks, strconv.Itoa(len(line.Providers))}
+		if excludes {
+			row = append(row, count(line.Excluded))
+		}
+		rows = append(rows, row)
 	}
-	renderTable(w, []column{
+	columns := []column{
 		{name: "snapshot"}, {name: "time (UTC)"}, {name: "age", right: true}, {name: "kind"},
 		{name: "files", right: true}, {name: "size", right: true}, {name: "lacks", right: true}, {name: "on", right: true},
-	}, rows)
+	}
+	if excludes {
+		columns = append(columns, column{name: "excl", right: true})
+	}
+	renderTable(w, columns, rows)
 	fmt.Fprintln(w, "* the newest version; \"on\" is on how many stores it is; --full prints whole ids")
+	if excludes {
+		fmt.Fprintf(w, "\"excl\" is how many paths %s excluded\n", snapshot.IgnoreFile)
+	}
 }
 
 func (p *program) nodes(c *cli.Context) error {

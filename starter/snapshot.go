@@ -27,6 +27,7 @@ func (p *program) snapshotCommand() *cli.Command {
 				Flags: repositoryFlags(
 					&cli.StringSliceFlag{Name: "tag", Usage: "`TAG` of the snapshot; repeatable"},
 					&cli.StringFlag{Name: "host", Usage: "host `NAME` that the snapshot records (default: this one's)"},
+					&cli.StringSliceFlag{Name: "exclude", Usage: "leave out what this `PATTERN` names, as in a " + snapshot.IgnoreFile + " at the top; repeatable"},
 					outputFlag(),
 				), Action: p.snapshotBackup},
 			{Name: "restore", Usage: "restore a snapshot into a new directory", ArgsUsage: "SNAPSHOT|latest",
@@ -80,6 +81,9 @@ func (p *program) snapshotBackup(c *cli.Context) error {
 	} else if !info.IsDir() {
 		return usage("backup: %s is not a directory", dir)
 	}
+	if err := snapshot.ValidateExcludes(c.StringSlice("exclude")); err != nil {
+		return usage("--exclude: %w", err)
+	}
 	repository, err := p.openRepository(c, true)
 	if err != nil {
 		return err
@@ -87,7 +91,7 @@ func (p *program) snapshotBackup(c *cli.Context) error {
 	defer repository.close()
 	show := newProgress(p.stderr, p.stderrTerminal, p.now)
 	result, err := repository.Backup(c.Context, dir, snapshot.BackupOptions{
-		Tags: c.StringSlice("tag"), Hostname: c.String("host"), Progress: shown(show, "backing up"),
+		Tags: c.StringSlice("tag"), Hostname: c.String("host"), Excludes: c.StringSlice("exclude"), Progress: shown(show, "backing up"),
 	})
 	show.Close()
 	if err != nil {
@@ -100,6 +104,7 @@ func (p *program) snapshotBackup(c *cli.Context) error {
 	} else {
 		p.say("snapshot %s: %s files, %s directories, %s; %s were new, %s stored in %s packs; %.1f s", result.Snapshot, count(result.Files),
 			count(result.Dirs), size(result.Bytes), size(result.BytesAdded), size(result.BytesUploaded), count(result.PacksUploaded), result.Seconds)
+		p.sayExcluded("excluded", result.Excluded)
 	}
 	return leftOut(result)
 }
@@ -167,6 +172,7 @@ func (p *program) snapshotRestore(c *cli.Context) error {
 		for _, store := range sortedKeys(restored.Fallbacks) {
 			p.say("%s objects were missing or damaged on %s and came from another store", count(restored.Fallbacks[store]), store)
 		}
+		p.sayExcluded("excluded when this snapshot was made", restored.Excluded)
 	}
 	if n := len(restored.Warnings); n > 0 {
 		shownWarnings := restored.Warnings[:min(n, 20)]

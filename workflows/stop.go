@@ -200,7 +200,7 @@ func (w *entity) snapshot(ctx workflow.Context, target workspace.Target, kind st
 		commit := workspace.Commit{
 			WorkspaceID: w.state.ID, Token: target.Token, Sequence: *sequence, Snapshot: result.Backup.Snapshot, Kind: kind,
 			Time: result.Time, Files: result.Backup.Files, Bytes: result.Backup.Bytes, Omitted: result.Backup.Omitted,
-			Omissions: result.Omissions, StatDigest: result.StatDigest, Node: target.Node,
+			Omissions: result.Omissions, Excluded: result.Excluded, StatDigest: result.StatDigest, Node: target.Node,
 		}
 		if w.state.Instance != nil {
 			w.state.Instance.Sequence = *sequence

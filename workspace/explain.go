@@ -238,6 +238,9 @@ func headWords(state State, now time.Time) string {
 	if head.Omitted > 0 {
 		text += fmt.Sprintf("; it lacks %d things that could not be read", head.Omitted)
 	}
+	if head.Excluded != nil && head.Excluded.Count > 0 {
+		text += fmt.Sprintf("; %d paths are excluded from it by .holdfastignore", head.Excluded.Count)
+	}
 	return text + "."
 }
 

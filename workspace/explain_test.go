@@ -78,6 +78,10 @@ func TestExplain(t *testing.T) {
 		{name: "a base as head, and content left behind", state: State{Phase: Running, Instance: instance, Head: &Commit{Token: 2, Snapshot: snapshotA},
 			Left: []Kept{{Node: "n0", Token: 1, Why: "gone on without it"}}},
 			safe: []string{"Snapshot aaaaaaaa is committed; on every", "stays on node n0 (instance 1)"}, unsafe: []string{"0 files", "()"}},
+		{name: "excludes", state: State{Phase: Running, Instance: instance, Head: &Commit{Token: 2, Snapshot: snapshotA, Excluded: &Excluded{Count: 3}}},
+			safe: []string{"3 paths are excluded from it by .holdfastignore"}},
+		{name: "rules that could not be followed", state: State{Phase: Running, Instance: instance, Head: &Commit{Token: 2, Snapshot: snapshotA, Excluded: &Excluded{Problems: []string{"x"}}}},
+			unsafe: []string{"excluded"}},
 		{name: "waiting behind another", state: State{Phase: Starting, Instance: instance, Operation: operation(OperationStart, StepRun), Waiting: []Operation{{Kind: OperationStop}}},
 			doing: []string{"then: stop"}},
 	}

@@ -219,6 +219,7 @@ type BackupResult struct {
 	Time       time.Time  `json:"time"`
 	StatDigest string     `json:"stat_digest"`
 	Omissions  []Omission `json:"omissions,omitempty"` // the first MaxOmissions that matter for removal
+	Excluded   *Excluded  `json:"excluded,omitempty"`
 	Owed       []string   `json:"owed,omitempty"`
 }
 
@@ -353,6 +354,7 @@ type SnapshotLine struct {
 	Files    int64     `json:"files"`
 	Bytes    int64     `json:"bytes"`
 	Omitted  int64     `json:"omitted,omitempty"`
+	Excluded int64     `json:"excluded,omitempty"` // paths that rules left out
 	Head     bool      `json:"head,omitempty"`
 	// Providers that have it listed.
 	Providers []string `json:"providers,omitempty"`

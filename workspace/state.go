@@ -108,6 +108,26 @@ type Omission struct {
 // MaxOmissions bounds how many omissions a message carries.
 const MaxOmissions = 20
 
+// Excluded is what a snapshot does not hold because rules in the content (.holdfastignore) say so. Unlike omissions it
+// keeps nothing from being removed: it is what the person wanted, and is told.
+type Excluded struct {
+	Count int64 `json:"count"` // paths; a directory is one, whatever is below it
+	// Paths are the first MaxExclusions; the snapshot has more of them.
+	Paths []Exclusion `json:"paths,omitempty"`
+	// Problems are ignore files that left nothing out because they could not be read or are not valid.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// Exclusion is one path that was left out: a directory's ends with a slash.
+type Exclusion struct {
+	Path    string `json:"path"`
+	Pattern string `json:"pattern"`
+	File    string `json:"file,omitempty"` // the ignore file with the pattern
+}
+
+// MaxExclusions bounds how many exclusions, and problems with rules, a message carries.
+const MaxExclusions = 10
+
 // Commit is one entry of a workspace's history of snapshots: a create-only object of the catalog (invariant 3).
 type Commit struct {
 	WorkspaceID string    `json:"workspace_id"`
@@ -121,6 +141,7 @@ type Commit struct {
 	// Omitted is how many things the snapshot does not hold as they were; Omissions names the first of them.
 	Omitted   int64      `json:"omitted,omitempty"`
 	Omissions []Omission `json:"omissions,omitempty"`
+	Excluded  *Excluded  `json:"excluded,omitempty"`
 	// StatDigest ties a final snapshot to the content it was made of (invariant 1).
 	StatDigest string `json:"stat_digest,omitempty"`
 	Node       string `json:"node,omitempty"`
@@ -186,6 +207,7 @@ type Backup struct {
 	PacksUploaded int64  `json:"packs_uploaded"`
 	Attempts      int32  `json:"attempts"`
 	Omitted       int64  `json:"omitted"`
+	Excluded      int64  `json:"excluded,omitempty"` // paths that rules in the content left out
 }
 
 // Restore is what a restore did, in numbers.
@@ -195,6 +217,8 @@ type Restore struct {
 	Bytes     int64            `json:"bytes"`
 	Fallbacks map[string]int64 `json:"fallbacks,omitempty"` // objects that a provider lacked or had damaged
 	Warnings  []string         `json:"warnings,omitempty"`
+	// Excluded is how many paths rules had left out when the snapshot was made.
+	Excluded int64 `json:"excluded,omitempty"`
 }
 
 // Step is where an operation is. It decides what may interrupt it.

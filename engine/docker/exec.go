@@ -17,13 +17,19 @@ import (
 	"github.com/docker/docker/pkg/stdcopy"
 
 	"holdfast/engine"
+	"holdfast/engine/tail"
 )
 
 // execMarker is an environment variable by which the processes of one exec are found when they must be killed.
 const execMarker = "HOLDFAST_EXEC"
 
-// outputGrace is how long after a command's end its output is awaited: what it left running may keep it open.
-const outputGrace = time.Second
+// outputLimits bound what is read after a command's end. The engine closes the output itself within about two seconds, also
+// when what was left running keeps it open, so these are for an engine that is starved, or does not do so. It holds about
+// a megabyte, and sockets and pipes less than the rest of the default of Bytes.
+var outputLimits = tail.Limits{Silence: 10 * time.Second, Total: 20 * time.Second}
+
+// consumerGrace is how long after its context's end an exec waits for a consumer that is taking output.
+const consumerGrace = time.Second
 
 // killScript kills the processes that carry the mark $1 and all below them, again until none is left. The engine's API has
 // no way to end an exec, and its pids are those of the engine's machine. It needs tr, grep and a /proc.
@@ -50,7 +56,12 @@ done
 exit 1`
 
 // Exec runs a command. When stdin is given, its reader may stay in use until its next Read returns: it cannot be
-// interrupted. A program that is not there gives 127 or 126, with the engine's reason on Stdout.
+// interrupted; the same holds for the writers' Write when the context ends. A program that is not there gives 127 or 126,
+// with the engine's reason on Stdout.
+//
+// All that the engine passes on of what the command wrote is passed on here, however slow the writers are. What the
+// command left running does not keep the exec open: its later output is dropped without an error. Where the engine has not
+// closed the output when the limits of that are reached, the log says so.
 func (e *Engine) Exec(ctx context.Context, id string, spec engine.ExecSpec) (int, error) {
 	if len(spec.Command) == 0 || spec.Command[0] == "" {
 		return -1, fmt.Errorf("%w: an exec needs a command", engine.ErrInvalid)
@@ -81,6 +92,10 @@ type execution struct {
 	id        string
 	mark      string
 	spec      engine.ExecSpec
+
+	output *tail.Reader
+	copied chan struct{} // closed when the consumer has the output
+	failed error         // of the copying, once copied is closed
 }
 
 func (x *execution) run(ctx context.Context) (int, error) {
@@ -138,8 +153,13 @@ func (x *execution) codeOfFailedStart(ctx context.Context, cause error) (int, bo
 }
 
 func (x *execution) follow(ctx context.Context, attached types.HijackedResponse) (int, error) {
-	copied := make(chan error, 1)
-	go func() { copied <- x.copyOutput(attached) }()
+	x.output = tail.NewReader(attached.Reader, outputLimits, attached.Close)
+	x.copied = make(chan struct{})
+	go func() {
+		defer close(x.copied)
+		x.failed = x.copyOutput()
+	}()
+	defer x.output.Cut()
 	if x.spec.Stdin != nil {
 		go func() {
 			// A command that does not read its input is no failure.
@@ -154,9 +174,15 @@ func (x *execution) follow(ctx context.Context, attached types.HijackedResponse)
 	if x.spec.Resize != nil && x.spec.TTY {
 		go x.resize(ctx, ended)
 	}
-	state, err := x.wait(ctx, copied, attached)
+	state, err := x.wait(ctx)
 	if ctx.Err() != nil {
-		return -1, x.killAfter(ctx)
+		err = x.killAfter(ctx)
+		// What the killed command wrote last is most likely just being passed on.
+		select {
+		case <-x.copied:
+		case <-time.After(consumerGrace):
+		}
+		return -1, err
 	}
 	if err != nil {
 		return -1, err
@@ -173,10 +199,10 @@ func begun(state container.ExecInspect) bool {
 	return state.Running || state.Pid != 0 || state.ExitCode != 0
 }
 
-// wait waits until the command ended. The end of its output is a hint only: it can close it early or leave it open.
-func (x *execution) wait(ctx context.Context, copied <-chan error, attached types.HijackedResponse) (container.ExecInspect, error) {
-	var failed error
-	output := copied
+// wait waits until the command ended and its output was passed on. The end of its output is a hint only: it can close it
+// early or leave it open.
+func (x *execution) wait(ctx context.Context) (container.ExecInspect, error) {
+	output := x.copied
 	var silent time.Time // when the output ended
 	for interval := 20 * time.Millisecond; ; interval = min(interval*3/2, time.Second) {
 		state, err := x.engine.client.ContainerExecInspect(ctx, x.id)
@@ -187,20 +213,15 @@ func (x *execution) wait(ctx context.Context, copied <-chan error, attached type
 			return state, mapError("asking for the exec", err)
 		}
 		if begun(state) && !state.Running || output == nil && !state.Running && time.Since(silent) > startLimit {
-			if output != nil {
-				select {
-				case failed = <-output:
-				case <-time.After(outputGrace):
-					attached.Close()
-					<-output //nolint:errcheck // it was cut off
-				case <-ctx.Done():
-				}
-			}
-			return state, x.checkContainer(ctx, state, failed)
+			return state, x.drain(ctx, state)
+		}
+		if x.output.Waiting() {
+			// The engine keeps for two seconds what it could not pass on when the command ended: it must be known by then.
+			interval = min(interval, 100*time.Millisecond)
 		}
 		timer := time.NewTimer(interval)
 		select {
-		case failed = <-output:
+		case <-output:
 			output, silent = nil, time.Now()
 			interval = time.Millisecond // it most likely ended
 		case <-timer.C:
@@ -210,6 +231,20 @@ func (x *execution) wait(ctx context.Context, copied <-chan error, attached type
 		}
 		timer.Stop()
 	}
+}
+
+// drain waits until the consumer has the rest of the output, after the command ended.
+func (x *execution) drain(ctx context.Context, state container.ExecInspect) error {
+	x.output.Ended()
+	select {
+	case <-x.copied:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if x.output.WasCut() {
+		x.engine.options.Logger.WarnContext(ctx, "the engine had not closed a command's output long after its end: what came later is dropped", "container", x.container)
+	}
+	return x.checkContainer(ctx, state, x.failed)
 }
 
 // checkContainer tells a command that was killed because the container ended from one that ended itself.
@@ -233,7 +268,7 @@ func (x *execution) killAfter(ctx context.Context) error {
 	return fmt.Errorf("the command was killed: %w", context.Cause(ctx))
 }
 
-func (x *execution) copyOutput(attached types.HijackedResponse) error {
+func (x *execution) copyOutput() error {
 	out, errs := x.spec.Stdout, x.spec.Stderr
 	if out == nil {
 		out = io.Discard
@@ -243,11 +278,12 @@ func (x *execution) copyOutput(attached types.HijackedResponse) error {
 	}
 	var err error
 	if x.spec.TTY {
-		_, err = io.Copy(out, attached.Reader)
+		_, err = io.Copy(out, x.output)
 	} else {
-		_, err = stdcopy.StdCopy(out, errs, attached.Reader)
+		_, err = stdcopy.StdCopy(out, errs, x.output)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
+		_, _ = io.Copy(io.Discard, x.output) // the command goes on
 		return fmt.Errorf("passing on the command's output: %w", err)
 	}
 	return nil

@@ -42,6 +42,8 @@ func Run(t *testing.T, factory Factory) {
 		{"BadInput", badInput},
 		{"Exec", execute},
 		{"ExecStreams", executeStreams},
+		{"ExecSlowConsumer", executeSlowConsumer},
+		{"ExecLeavesWriters", executeLeavesWriters},
 		{"ExecTerminal", executeTerminal},
 		{"ExecKilled", executeKilled},
 		{"Logs", logs},

@@ -16,10 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/engine"
+	"holdfast/engine/tail"
 )
 
-// outputGrace is how long after a command's end its output is awaited: what it left running may keep the pipes open.
-const outputGrace = time.Second
+// consumerGrace is how long after its context's end an exec waits for a consumer that is taking output.
+const consumerGrace = time.Second
 
 // The exit codes that shells use for what could not be executed.
 const (
@@ -43,7 +44,11 @@ func (i *instance) dial(ctx context.Context) (*net.UnixConn, error) {
 }
 
 // Exec runs a command. When stdin is given, its reader may stay in use until its next Read returns: it cannot be
-// interrupted. A program that is not there gives 127, one that cannot be executed 126, with the reason on Stderr.
+// interrupted; the same holds for the writers' Write when the context ends. A program that is not there gives 127, one that
+// cannot be executed 126, with the reason on Stderr.
+//
+// All that the command wrote before it ended is passed on, however slow the writers are. What it left running keeps the
+// exec open no longer than tail.Limits says: its later output is dropped without an error.
 func (e *Engine) Exec(ctx context.Context, id string, spec engine.ExecSpec) (int, error) {
 	if len(spec.Command) == 0 || spec.Command[0] == "" {
 		return -1, fmt.Errorf("%w: an exec needs a command", engine.ErrInvalid)
@@ -121,7 +126,7 @@ func (e *Engine) follow(ctx context.Context, conn *net.UnixConn, spec engine.Exe
 	if err := decoder.Decode(&answer); err != nil {
 		return -1, e.lost(ctx, err)
 	}
-	streams.drain()
+	streams.drain(ctx)
 	if ctx.Err() != nil {
 		return answer.Code, fmt.Errorf("the command was killed: %w", context.Cause(ctx))
 	}
@@ -146,8 +151,9 @@ type streams struct {
 	output *os.File // we read
 	errors *os.File
 	master *os.File // TTY: both
+	tails  []*tail.Reader
 
-	done    chan struct{} // closed by close
+	done    chan struct{} // closed by drain or close
 	once    sync.Once
 	copying sync.WaitGroup
 	mu      sync.Mutex
@@ -161,7 +167,11 @@ func openStreams(spec engine.ExecSpec) (*streams, error) {
 		if err != nil {
 			return nil, fmt.Errorf("opening a terminal: %w", err)
 		}
-		s.master, s.theirs = master, []*os.File{slave, slave, slave}
+		s.theirs = []*os.File{slave, slave, slave}
+		if s.master, err = interruptible(master); err != nil {
+			s.close()
+			return nil, err
+		}
 		return s, nil
 	}
 	var err error
@@ -212,6 +222,32 @@ func openStreams(spec engine.ExecSpec) (*streams, error) {
 	return s, nil
 }
 
+// interruptible takes the place of a terminal's master, whose reads would go on after its close: pty.Open makes it blocking.
+func interruptible(master *os.File) (*os.File, error) {
+	defer master.Close()
+	fd, err := unix.FcntlInt(master.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening a terminal: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("opening a terminal: %w", err)
+	}
+	return os.NewFile(uintptr(fd), master.Name()), nil
+}
+
+// setSize is pty.Setsize for an interruptible terminal, which stays so.
+func setSize(master *os.File, size engine.Size) error {
+	raw, err := master.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("using a terminal: %w", err)
+	}
+	controlErr := raw.Control(func(fd uintptr) {
+		err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: size.Columns, Row: size.Rows})
+	})
+	return errors.Join(controlErr, err)
+}
+
 // sameWriter compares two writers, which may be of a type that cannot be compared.
 func sameWriter(a, b io.Writer) (same bool) {
 	defer func() {
@@ -234,19 +270,22 @@ func (s *streams) closeTheirs() {
 // copy moves data until the command's side is closed.
 func (s *streams) copy(spec engine.ExecSpec) {
 	out := func(from *os.File, to io.Writer) {
+		// Closing its file ends a read that waits. The limits are the default ones: no pipe holds that much.
+		reader := tail.NewReader(from, tail.Limits{}, func() { from.Close() })
+		s.tails = append(s.tails, reader)
 		s.copying.Add(1)
 		go func() {
 			defer s.copying.Done()
 			if to == nil {
 				to = io.Discard
 			}
-			_, err := io.Copy(to, from)
-			// A terminal whose last user is gone reads as EIO; a closed one was closed by drain.
+			_, err := io.Copy(to, reader)
+			// A terminal whose last user is gone reads as EIO; a closed one was closed by close.
 			if err != nil && !errors.Is(err, unix.EIO) && !errors.Is(err, os.ErrClosed) {
 				s.mu.Lock()
 				s.failed = errors.Join(s.failed, fmt.Errorf("passing on the command's output: %w", err))
 				s.mu.Unlock()
-				_, _ = io.Copy(io.Discard, from)
+				_, _ = io.Copy(io.Discard, reader) // the command goes on
 			}
 		}()
 	}
@@ -285,16 +324,19 @@ func (s *streams) resize(sizes <-chan engine.Size) {
 				return
 			}
 			// A terminal that is just being closed cannot be resized, and need not be.
-			_ = pty.Setsize(s.master, &pty.Winsize{Cols: size.Columns, Rows: size.Rows})
+			_ = setSize(s.master, size)
 		case <-s.done:
 			return
 		}
 	}
 }
 
-// drain waits for the rest of the output after the command ended, and no longer than outputGrace.
-func (s *streams) drain() {
+// drain waits until the consumer has the rest of the output, after the command ended. When the context ends it gives up.
+func (s *streams) drain(ctx context.Context) {
 	s.once.Do(func() { close(s.done) })
+	for _, reader := range s.tails {
+		reader.Ended()
+	}
 	copied := make(chan struct{})
 	go func() {
 		s.copying.Wait()
@@ -302,9 +344,21 @@ func (s *streams) drain() {
 	}()
 	select {
 	case <-copied:
-	case <-time.After(outputGrace):
-		s.closeOurs()
-		<-copied
+		return
+	case <-ctx.Done():
+	}
+	// What the killed command wrote last is most likely just being passed on.
+	select {
+	case <-copied:
+	case <-time.After(consumerGrace):
+		s.cut()
+	}
+}
+
+// cut ends the copying at once; a Write that is under way ends when it ends.
+func (s *streams) cut() {
+	for _, reader := range s.tails {
+		reader.Cut()
 	}
 }
 
@@ -324,6 +378,7 @@ func (s *streams) closeOurs() {
 
 func (s *streams) close() {
 	s.once.Do(func() { close(s.done) })
+	s.cut()
 	s.closeTheirs()
 	s.closeOurs()
 }

@@ -2,21 +2,53 @@ package snapshot
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io/fs"
 	"math/rand"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"holdfast/storage"
 )
+
+// deadly is a provider that ends its process by SIGKILL at one write.
+type deadly struct {
+	storage.Provider
+	writes atomic.Int64
+	at     int64  // the number of the write; 0 never
+	moment string // one of momentsOfDeath
+}
+
+// momentsOfDeath are when a write ends the process: what else is on its way then is as far as it happens to be.
+var momentsOfDeath = []string{"before", "during", "after"}
+
+func (d *deadly) Put(ctx context.Context, key string, data []byte, options storage.PutOptions) (storage.Object, error) {
+	if d.writes.Add(1) != d.at {
+		return d.Provider.Put(ctx, key, data, options)
+	}
+	switch d.moment {
+	case "during":
+		go func() { _, _ = d.Provider.Put(ctx, key, data, options) }()
+		runtime.Gosched()
+	case "after":
+		if _, err := d.Provider.Put(ctx, key, data, options); err != nil {
+			return storage.Object{}, err
+		}
+	}
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
+}
 
 // TestBackupChild is the process that TestKilledBackupsResume kills.
 func TestBackupChild(t *testing.T) {
@@ -26,31 +58,32 @@ func TestBackupChild(t *testing.T) {
 	}
 	provider, err := storage.OpenDirectory(repository, storage.DirectoryOptions{})
 	require.NoError(t, err)
-	r := newTestRepository(t, storage.PolicyAll, provider)
+	at, err := strconv.ParseInt(os.Getenv("SNAPSHOT_TEST_KILL_AT"), 10, 64)
+	require.NoError(t, err)
+	mortal := &deadly{Provider: provider, at: at, moment: os.Getenv("SNAPSHOT_TEST_KILL_MOMENT")}
+	r := newTestRepository(t, storage.PolicyAll, mortal)
 	result, err := r.Backup(t.Context(), source, BackupOptions{Kind: Final, Hostname: "node"})
 	require.NoError(t, err)
-	fmt.Printf("done %s\n", result.Snapshot)
+	fmt.Printf("done %s %d\n", result.Snapshot, mortal.writes.Load())
 }
 
-// killedBackup runs a backup in a child process, kills it after the delay unless it was faster, and returns the
-// snapshot it made, if any.
-func killedBackup(t *testing.T, repository, source string, delay time.Duration) string {
+// killedBackup runs a backup in a child process that is killed at a write, unless it makes fewer or at is 0. It returns
+// the snapshot that was made, if any, and how many writes that took.
+func killedBackup(t *testing.T, repository, source string, at int, moment string) (snapshot string, writes int) {
 	t.Helper()
 	command := exec.Command(os.Args[0], "-test.run=^TestBackupChild$", "-test.v")
-	command.Env = append(os.Environ(), "SNAPSHOT_TEST_REPOSITORY="+repository, "SNAPSHOT_TEST_SOURCE="+source)
+	command.Env = append(os.Environ(), "SNAPSHOT_TEST_REPOSITORY="+repository, "SNAPSHOT_TEST_SOURCE="+source,
+		fmt.Sprint("SNAPSHOT_TEST_KILL_AT=", at), "SNAPSHOT_TEST_KILL_MOMENT="+moment)
 	var out bytes.Buffer
 	command.Stdout, command.Stderr = &out, &out
-	require.NoError(t, command.Start())
-	killer := time.AfterFunc(delay, func() { _ = command.Process.Kill() }) // our own child, by its handle
-	err := command.Wait()
-	killer.Stop()
+	err := command.Run()
 	for line := range strings.Lines(out.String()) {
-		if id, ok := strings.CutPrefix(line, "done "); ok {
-			return strings.TrimSpace(id)
+		if n, _ := fmt.Sscanf(line, "done %s %d", &snapshot, &writes); n == 2 {
+			return snapshot, writes
 		}
 	}
 	require.ErrorContains(t, err, "killed", out.String())
-	return ""
+	return "", 0
 }
 
 // storedPacks are the packs of a repository in a directory, with their sizes.
@@ -73,8 +106,7 @@ func storedPacks(t *testing.T, repository string) map[string]int64 {
 	return packs
 }
 
-// TestKilledBackupsResume kills a backup with SIGKILL at random moments, again and again, until one gets through.
-// Whatever had been stored is used: no blob is ever stored a second time, so that only packs on their way are sent
+// TestKilledBackupsResume kills a backup with SIGKILL at random writes, again and again, until one gets through. Whatever had been stored is used: no blob is ever stored a second time, so that only packs on their way are sent
 // again; and the snapshot is whole, byte for byte (A2, A3).
 func TestKilledBackupsResume(t *testing.T) {
 	rounds := 10
@@ -93,26 +125,26 @@ func TestKilledBackupsResume(t *testing.T) {
 	}
 	writeFiles(t, source, files)
 	clean, _ := directoryRepository(t)
-	begun := time.Now()
-	require.NotEmpty(t, killedBackup(t, clean, source, time.Minute))
-	whole := time.Since(begun)
+	made, writes := killedBackup(t, clean, source, 0, "")
+	require.NotEmpty(t, made)
 	cleanBytes := int64(0)
 	for _, size := range storedPacks(t, clean) {
 		cleanBytes += size
 	}
 
 	kills, resumed := 0, 0
-	for kills < rounds || (resumed == 0 && kills < 10*rounds) {
+	for kills < rounds {
 		repository, provider := directoryRepository(t)
 		snapshot, before := "", map[string]int64{}
 		unanswered := 0 // kills that came after the snapshot was stored, and before that was said
 		for first := kills; snapshot == ""; {
 			if kills == first+rounds {
-				snapshot = killedBackup(t, repository, source, time.Minute)
+				snapshot, _ = killedBackup(t, repository, source, 0, "")
 				require.NotEmpty(t, snapshot)
 				break
 			}
-			snapshot = killedBackup(t, repository, source, time.Duration(random.Int63n(int64(whole))))
+			// Of a backup that resumes, which writes less, a later write may be none: then it gets through.
+			snapshot, _ = killedBackup(t, repository, source, 1+random.Intn(writes), momentsOfDeath[random.Intn(len(momentsOfDeath))])
 			packs := storedPacks(t, repository)
 			for name, size := range before {
 				require.Equal(t, size, packs[name], "a stored pack is never touched again")
@@ -146,7 +178,7 @@ func TestKilledBackupsResume(t *testing.T) {
 			require.Contains(t, stock(t, restic, repository, "", "check", "--read-data"), "no errors were found")
 		}
 	}
-	t.Logf("%d kills, %d resumed with packs there, a clean run takes %s", kills, resumed, whole)
+	t.Logf("%d kills, %d resumed with packs there, a clean run makes %d writes", kills, resumed, writes)
 	require.Positive(t, resumed, "no kill came after a pack was stored: the test shows nothing")
 }
 

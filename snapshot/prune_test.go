@@ -357,7 +357,7 @@ func TestPruneRefuses(t *testing.T) {
 	requireSound(t, providers...)
 
 	// A pack that nothing needs is gone, and the index does not know.
-	result, err = newTestRepository(t, storage.PolicyAll, providers...).Backup(t.Context(), s.forgotten, BackupOptions{Hostname: "x"})
+	_, err = newTestRepository(t, storage.PolicyAll, providers...).Backup(t.Context(), s.forgotten, BackupOptions{Hostname: "x"})
 	require.NoError(t, err)
 	writeFiles(t, s.forgotten, map[string][]byte{"newer": randomBytes(100, 30_000)})
 	before = allKeys(t, first)

@@ -142,7 +142,7 @@ func (m *Mirror) loadNow(ctx context.Context, p Provider, others bool, key strin
 	ctx, cancel := c.awaited(ctx)
 	defer cancel()
 	data, err := m.loadOne(ctx, p, key, offset, length, check)
-	if err != nil && context.Cause(ctx) == ErrAway { //nolint:errorlint // the cause itself, which no caller sets
+	if err != nil && context.Cause(ctx) == ErrAway { // the cause itself, which no caller sets
 		if away := c.away(); away != nil {
 			return nil, away
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -93,6 +94,7 @@ type execution struct {
 	mark      string
 	spec      engine.ExecSpec
 
+	ran    bool // the engine said so
 	output *tail.Reader
 	copied chan struct{} // closed when the consumer has the output
 	failed error         // of the copying, once copied is closed
@@ -120,6 +122,9 @@ func (x *execution) run(ctx context.Context) (int, error) {
 	x.id = made.ID
 	attached, err := x.engine.client.ContainerExecAttach(ctx, x.id, container.ExecAttachOptions{Tty: x.spec.TTY})
 	if err != nil {
+		if failed := (*net.OpError)(nil); ctx.Err() != nil && errors.As(err, &failed) && failed.Op == "dial" {
+			return -1, fmt.Errorf("the command was not started: %w", context.Cause(ctx))
+		}
 		if ctx.Err() != nil { // the engine may have had the request
 			return -1, x.killAfter(ctx)
 		}
@@ -193,6 +198,10 @@ func (x *execution) follow(ctx context.Context, attached types.HijackedResponse)
 // startLimit is how long an exec may take from the request to its first process.
 const startLimit = 10 * time.Second
 
+// beginLimit is how long the kill of an exec waits for its first process: until then there is nothing to kill, and what the
+// engine has accepted it will start, however slow it is.
+const beginLimit = time.Minute
+
 // begun says whether the exec ever ran: the engine answers an attach before it starts the process, and describes an exec
 // that is about to start like one that ended with 0. One that could not be started has a code and no pid.
 func begun(state container.ExecInspect) bool {
@@ -212,6 +221,7 @@ func (x *execution) wait(ctx context.Context) (container.ExecInspect, error) {
 			}
 			return state, mapError("asking for the exec", err)
 		}
+		x.ran = x.ran || state.Running
 		if begun(state) && !state.Running || output == nil && !state.Running && time.Since(silent) > startLimit {
 			return state, x.drain(ctx, state)
 		}
@@ -260,7 +270,7 @@ func (x *execution) checkContainer(ctx context.Context, state container.ExecInsp
 
 // killAfter kills the command when the context is over: it must not go on, and ending it takes its own time.
 func (x *execution) killAfter(ctx context.Context) error {
-	killing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	killing, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginLimit+30*time.Second)
 	defer cancel()
 	if err := x.kill(killing); err != nil {
 		return fmt.Errorf("the command may still run: %w: %w", err, context.Cause(ctx))
@@ -309,49 +319,71 @@ func (x *execution) resize(ctx context.Context, ended <-chan struct{}) {
 	}
 }
 
+// awaitBegin waits until the exec has begun, for beginLimit at most. It is false when there is nothing to kill: the exec or
+// its container is gone.
+func (x *execution) awaitBegin(ctx context.Context) (bool, error) {
+	deadline := time.Now().Add(beginLimit)
+	for interval := 20 * time.Millisecond; ; interval = min(interval*3/2, time.Second) {
+		state, err := x.engine.client.ContainerExecInspect(ctx, x.id)
+		if errdefs.IsNotFound(err) {
+			return false, nil
+		}
+		if err != nil {
+			return false, mapError("asking for the exec", err)
+		}
+		found, err := x.engine.inspect(ctx, x.container)
+		if errors.Is(err, engine.ErrNotFound) || (err == nil && !found.State.Running) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		// The engine says that an exec runs a while before it has a process.
+		x.ran = x.ran || state.Running
+		if state.Pid != 0 || state.ExitCode != 0 || x.ran && !state.Running {
+			return true, nil
+		}
+		if time.Now().After(deadline) {
+			return false, fmt.Errorf("it has not begun in %v", beginLimit)
+		}
+		if err := pause(ctx, interval); err != nil {
+			return false, err
+		}
+	}
+}
+
 // kill ends the command with another exec, inside its own namespaces.
 func (x *execution) kill(ctx context.Context) error {
-	state, err := x.engine.client.ContainerExecInspect(ctx, x.id)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return mapError("asking for the exec", err)
-	}
-	// What is just about to start would not be found yet.
-	for deadline := time.Now().Add(startLimit / 3); !begun(state) && time.Now().Before(deadline); {
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
-			return err
-		}
-		if state, err = x.engine.client.ContainerExecInspect(ctx, x.id); err != nil {
-			return mapError("asking for the exec", err)
-		}
-	}
-	found, err := x.engine.inspect(ctx, x.container)
-	if errors.Is(err, engine.ErrNotFound) || (err == nil && !found.State.Running) {
-		return nil
-	}
-	if err != nil {
+	if begun, err := x.awaitBegin(ctx); err != nil || !begun {
 		return err
 	}
-	var out bytes.Buffer
-	killer := &execution{engine: x.engine, container: x.container, mark: "killer", spec: engine.ExecSpec{
-		Command: []string{"/bin/sh", "-c", killScript, "holdfast", x.mark}, Stdout: &out, Stderr: &out,
-	}}
-	code, err := killer.run(ctx)
-	if err != nil {
-		return fmt.Errorf("killing the command: %w", err)
-	}
-	for range 20 {
-		if state, err = x.engine.client.ContainerExecInspect(ctx, x.id); err != nil || !state.Running {
-			break
+	for {
+		var out bytes.Buffer
+		killer := &execution{engine: x.engine, container: x.container, mark: "killer", spec: engine.ExecSpec{
+			Command: []string{"/bin/sh", "-c", killScript, "holdfast", x.mark}, Stdout: &out, Stderr: &out,
+		}}
+		code, err := killer.run(ctx)
+		if err != nil {
+			if found, asked := x.engine.inspect(ctx, x.container); errors.Is(asked, engine.ErrNotFound) || asked == nil && !found.State.Running {
+				return nil // it ended meanwhile, and the command with it
+			}
+			return fmt.Errorf("killing the command: %w", err)
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
-			break
+		if code != 0 {
+			return fmt.Errorf("killing the command: code %d, %s", code, strings.TrimSpace(out.String()))
+		}
+		// A process that has only just begun may not have carried its mark yet: then once more.
+		for range 20 {
+			state, err := x.engine.client.ContainerExecInspect(ctx, x.id)
+			if errdefs.IsNotFound(err) || err == nil && !state.Running {
+				return nil
+			}
+			if err != nil {
+				return mapError("asking for the exec", err)
+			}
+			if err := pause(ctx, 50*time.Millisecond); err != nil {
+				return fmt.Errorf("waiting for the command's end: %w", err)
+			}
 		}
 	}
-	if code != 0 || (err == nil && state.Running) {
-		return fmt.Errorf("killing the command: code %d, %s", code, strings.TrimSpace(out.String()))
-	}
-	return nil
 }

@@ -154,6 +154,38 @@ func TestRebuildIndexRefuses(t *testing.T) {
 	require.ErrorIs(t, err, faulty.ErrInjected)
 }
 
+// TestRebuildIndexSeesWhatChanged: a program that does not honour locks stored something meanwhile.
+func TestRebuildIndexSeesWhatChanged(t *testing.T) {
+	s := makeScene(t, 35)
+	for name, change := range map[string]func(c *crafter, memory *storagetest.Memory){
+		"a pack is new":   func(c *crafter, _ *storagetest.Memory) { c.blob(dataBlob, randomBytes(1, 50)); c.endPack(dataBlob) },
+		"an index is new": func(c *crafter, _ *storagetest.Memory) { c.endIndex() },
+		"a pack is gone": func(_ *crafter, memory *storagetest.Memory) {
+			require.NoError(t, memory.Delete(t.Context(), s.unindexed[0]))
+		},
+	} {
+		memory := s.clone(t)
+		c := newCrafter(t, newTestRepository(t, storage.PolicyAll, memory))
+		hook := &putHook{Provider: memory}
+		changed := false
+		hook.before = func(key string) {
+			if isIndex(key) && !changed {
+				changed = true
+				change(c, memory)
+			}
+		}
+		report, err := newTestRepository(t, storage.PolicyAll, hook).RebuildIndex(t.Context(), RebuildIndexOptions{})
+		require.ErrorIs(t, err, ErrLocked, name)
+		require.Zero(t, report.IndexesRemoved, name)
+		require.Equal(t, s.kept, contentOf(t, memory), name)
+		for _, key := range keysWithoutLocks(t, s.memory) {
+			if isIndex(key) {
+				require.Contains(t, allKeys(t, memory), key, name)
+			}
+		}
+	}
+}
+
 // TestRebuildIndexInterrupted stops it at every single request.
 func TestRebuildIndexInterrupted(t *testing.T) {
 	s := makeScene(t, 33)

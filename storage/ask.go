@@ -55,7 +55,7 @@ func Ask[T any](ctx context.Context, q Question, ask func(ctx context.Context, p
 		}
 	}
 	for i := range q.Providers {
-		if away := s.answers[i].Err != nil; !away || present < q.Enough || q.Everybody {
+		if away := s.answers[i].Err != nil; !away || q.Everybody { // insist asks the others when they are needed
 			s.start(ctx, i, away && present >= q.Enough)
 		}
 	}

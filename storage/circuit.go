@@ -271,7 +271,9 @@ func (c *circuit) watch(closed <-chan struct{}) {
 			return
 		}
 		ctx, cancel := context.WithTimeout(c.life, c.options.ProbeWithin)
+		ctx, end := c.awaited(ctx) // one request will do: the client below would repeat it for seconds
 		err := c.probe(ctx)
+		end()
 		cancel()
 		switch {
 		case c.life.Err() != nil:
@@ -282,7 +284,10 @@ func (c *circuit) watch(closed <-chan struct{}) {
 		}
 		c.mu.Lock()
 		if c.closed == closed && !c.opened.IsZero() {
-			c.why, c.silent, c.patience = err, false, c.options.Patience
+			if !errors.Is(err, context.Canceled) { // else the request's own failure has been noted
+				c.why = err
+			}
+			c.silent, c.patience = false, c.options.Patience
 			c.signal()
 		}
 		c.mu.Unlock()

@@ -3,11 +3,15 @@ package testsuite_test
 import (
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -208,4 +212,70 @@ func TestDownloadInEveryState(t *testing.T) {
 	must(t, s, 4, []string{"newest content is only on node"}, "delete", "web")
 	must(t, s, 0, []string{"is stopped"}, "stop", "web")
 	fetch("stopped again")
+}
+
+// TestDeadStoreCostsLittle proves that with policy any a store that takes connections and cuts them, or never answers, is
+// found out once in each process and not tried again at every step: the product was seen to try hundreds of times, for
+// minutes, where a stop and a start take a second each.
+func TestDeadStoreCostsLittle(t *testing.T) {
+	for _, silent := range []bool{false, true} {
+		t.Run(map[bool]string{false: "cut", true: "silent"}[silent], func(t *testing.T) {
+			t.Parallel()
+			s := newStack(t, "any", "process")
+			must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 3, 6, 1<<20))
+			usual := must(t, s, 0, nil, "stop", "web").took
+			usual += must(t, s, 0, nil, "start", "web").took
+			usual += must(t, s, 0, nil, "key", "show", "web").took
+
+			require.NoError(t, s.Storage().Kill())
+			tried := deadServer(t, strings.TrimPrefix(s.StorageURL(), "http://"), silent)
+			took := must(t, s, 6, []string{"is stopped", "still owed: gs://holdfast"}, "stop", "web").took
+			t.Logf("a stop: %s, connections: %d", took.Round(time.Millisecond), tried.Load())
+			require.Less(t, tried.Load(), int64(60))
+			state := show(t, s, "web")
+			require.Equal(t, []string{"gs://holdfast"}, state.Kept.Owed)
+			start := must(t, s, 0, nil, "start", "web")
+			t.Logf("a start: %s, connections: %d", start.took.Round(time.Millisecond), tried.Load())
+			key := must(t, s, 0, nil, "key", "show", "web")
+			t.Logf("the key: %s, connections: %d; usually all three take %s", key.took.Round(time.Millisecond), tried.Load(), usual.Round(time.Millisecond))
+			require.Positive(t, tried.Load())
+			// Three processes find out, each by some twenty tries at most; then there are only probes and one try for each
+			// question to the catalog. The release that the start interrupts needs the store, and tries until then.
+			require.Less(t, tried.Load(), int64(150))
+		})
+	}
+}
+
+// deadServer takes the address of a store that was killed, and counts who comes.
+func deadServer(t *testing.T, address string, silent bool) *atomic.Int64 {
+	t.Helper()
+	var listener net.Listener
+	waitFor(t, "the store's address is free", 30*time.Second, func() (free bool) {
+		var err error
+		listener, err = net.Listen("tcp", address)
+		return err == nil
+	})
+	var tried atomic.Int64
+	var taken sync.WaitGroup
+	done := make(chan struct{})
+	taken.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			tried.Add(1)
+			if !silent {
+				_ = conn.Close()
+				continue
+			}
+			taken.Go(func() { <-done; _ = conn.Close() })
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		close(done)
+		taken.Wait()
+	})
+	return &tried
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Restore puts a snapshot ("latest", an id or a prefix of one), or the part of it that options.Path names, in place at
@@ -68,7 +66,7 @@ type restorer struct {
 	meter      *meter
 	workers    int
 	reader     *packReader
-	verifiers  *sync.Pool
+	hashers    *sync.Pool
 	plan       *plan
 	maxEntries int64
 
@@ -76,15 +74,15 @@ type restorer struct {
 	have   map[int32][]bool // of files that an earlier attempt left: which of their blobs are in place
 	reused int64            // bytes of these
 
-	// beforeVerify and wrote are where tests spoil or cut what is written.
-	beforeVerify func()
+	// beforeFinish and wrote are where tests spoil or cut what is written.
+	beforeFinish func()
 	wrote        func(path string)
 }
 
 func newRestorer(r *Repository, t *target, options RestoreOptions, maxEntries int64) *restorer {
 	return &restorer{
 		repository: r, target: t, meter: newMeter(options.Progress), workers: r.options.Concurrency,
-		reader: newPackReader(r), verifiers: newVerifierPool(), plan: &plan{}, maxEntries: maxEntries, have: map[int32][]bool{},
+		reader: newPackReader(r), hashers: newHasherPool(), plan: &plan{}, maxEntries: maxEntries, have: map[int32][]bool{},
 		wrote: options.wrote,
 	}
 }
@@ -95,20 +93,27 @@ func (s *restorer) run(ctx context.Context, stored *storedSnapshot, path string)
 	}
 	s.meter.total(s.plan.files, s.plan.bytes)
 	if s.target.resumed {
-		if err := s.clearLeftOver(ctx); err != nil {
-			return err
+		if err := s.takeOver(ctx); err != nil {
+			return fmt.Errorf("looking at what an earlier attempt left: %w", err)
 		}
 	}
-	if err := s.create(ctx); err != nil {
+	l, err := s.layOut()
+	if err != nil {
 		return err
 	}
-	if err := s.writeData(ctx); err != nil {
+	if err := s.create(ctx, l); err != nil {
 		return err
 	}
-	if s.beforeVerify != nil {
-		s.beforeVerify()
+	if err := s.writeData(ctx, l); err != nil {
+		return err
 	}
-	if err := s.eachDir(ctx, 0, int32(len(s.plan.dirs)), nil, s.verifyAndFinish); err != nil {
+	if err := s.createLinks(ctx); err != nil {
+		return err
+	}
+	if s.beforeFinish != nil {
+		s.beforeFinish()
+	}
+	if err := s.eachDir(ctx, 0, int32(len(s.plan.dirs)), nil, s.finishIn); err != nil {
 		return err
 	}
 	return s.finishDirs()
@@ -116,6 +121,7 @@ func (s *restorer) run(ctx context.Context, stored *storedSnapshot, path string)
 
 // planSnapshot reads all trees that are needed before anything is created.
 func (s *restorer) planSnapshot(ctx context.Context, stored *storedSnapshot, path string) error {
+	defer func() { s.reader = nil }() // its packs are of no more use
 	p := &planner{
 		repository: s.repository, reader: s.reader, warnings: &s.target.warnings, plan: s.plan,
 		maxEntries: s.maxEntries, links: map[inodeKey]int32{},
@@ -142,25 +148,4 @@ func withCause(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", cause, err)
 	}
 	return err
-}
-
-// openFile opens a file below the root by its path.
-func (t *target) openFile(path string, flags int) (int, error) {
-	if !t.componentWise && len(path) < maxPathPiece {
-		fd, err := openat2Retry(t.root, path, uint64(flags|unix.O_NOFOLLOW|unix.O_NONBLOCK))
-		switch {
-		case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOTDIR):
-			return -1, fmt.Errorf("%w: %q leads through a link: %w", ErrUnsafePath, path, err)
-		case err != nil:
-			return -1, localError("opening the file", path, err)
-		}
-		return fd, nil
-	}
-	above, name := splitPath(path)
-	dir, err := t.open(above)
-	if err != nil {
-		return -1, err
-	}
-	defer dir.close()
-	return dir.openFile(name, flags)
 }

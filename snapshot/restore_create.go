@@ -8,16 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// create makes all directories, empty files, links and special files. A worker has a whole directory at a time: two
-// that create in the same one wait for each other in the kernel.
-func (s *restorer) create(ctx context.Context) error {
+// create makes all directories, links and special files, and the files that have no content or get it from more than one
+// batch; all others are made when they are written. A worker has a whole directory at a time.
+func (s *restorer) create(ctx context.Context, l *layout) error {
 	for level := range s.plan.levels {
 		first, last := s.plan.level(level)
-		if err := s.eachDir(ctx, first, last, nil, s.createIn); err != nil {
+		err := s.eachDir(ctx, first, last, nil, func(number int32, dir *targetDir) error { return s.createIn(number, dir, l.home) })
+		if err != nil {
 			return err
 		}
 	}
-	return s.createLinks(ctx)
+	return nil
 }
 
 // eachDir calls do for directories [first, last), several at a time; with only, for those of which it is true.
@@ -46,10 +47,7 @@ func (s *restorer) eachDir(ctx context.Context, first, last int32, only func(int
 	return context.Cause(ctx)
 }
 
-func (s *restorer) createIn(number int32, dir *targetDir) error {
-	kept := s.plan.dirs[number].kept
-	v := s.verifiers.Get().(*verifier)
-	defer s.verifiers.Put(v)
+func (s *restorer) createIn(number int32, dir *targetDir, home []int32) error {
 	for i := s.plan.dirs[number].first; i < s.plan.dirs[number].last; i++ {
 		entry := &s.plan.entries[i]
 		if entry.sameAs >= 0 {
@@ -62,21 +60,11 @@ func (s *restorer) createIn(number int32, dir *targetDir) error {
 				err = dir.mkdir(entry.name)
 			}
 		case kindFile:
-			stays := false
-			if kept {
-				stays, err = s.keepFile(v, dir, i)
+			if _, kept := s.have[i]; !kept && home[i] == noHome {
+				err = s.createFile(dir, entry)
 			}
-			if err == nil && !stays {
-				err = createSized(dir, entry)
-			}
-		case kindSymlink:
-			err = dir.symlink(entry.text, entry.name)
 		default:
-			entry.made, err = dir.mknod(entry.name, entry.kind.stMode(), entry.device)
-			if err == nil && !entry.made {
-				s.target.warnings.add("%s: device %d:%d not made: only root may", quotePath(dir.join(entry.name)),
-					unix.Major(entry.device), unix.Minor(entry.device))
-			}
+			err = s.createSpecial(dir, entry)
 		}
 		if err != nil {
 			return err
@@ -85,19 +73,43 @@ func (s *restorer) createIn(number int32, dir *targetDir) error {
 	return nil
 }
 
-// createSized makes a file that reads as zeros in its whole length. What is too short for a hole grows when written.
-func createSized(dir *targetDir, entry *plannedEntry) error {
-	fd, err := dir.createFile(entry.name)
+// createFile makes a file that reads as zeros in its whole length; one without content is then complete.
+func (s *restorer) createFile(dir *targetDir, entry *plannedEntry) error {
+	fd, err := dir.createFile(entry.name, 0o600)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if entry.size < holeSize {
-		return nil
+	if entry.size == 0 {
+		return s.finishFile(dir, fd, entry)
 	}
 	if err := ftruncate(fd, entry.size); err != nil {
 		return localError("setting the size of", dir.join(entry.name), err)
 	}
+	return nil
+}
+
+// createSpecial makes a symbolic link, a device or a FIFO, with its metadata.
+func (s *restorer) createSpecial(dir *targetDir, entry *plannedEntry) error {
+	path := dir.join(entry.name)
+	if entry.kind == kindSymlink {
+		if err := dir.symlink(entry.text, entry.name); err != nil {
+			return err
+		}
+	} else {
+		made, err := dir.mknod(entry.name, entry.kind.stMode(), entry.device)
+		if err != nil {
+			return err
+		}
+		if entry.made = made; !made {
+			s.target.warnings.add("%s: device %d:%d not made: only root may", quotePath(path), unix.Major(entry.device), unix.Minor(entry.device))
+			return nil
+		}
+	}
+	if err := setMetadata(dir.fd, entry.name, path, &entry.meta, &s.target.warnings); err != nil {
+		return err
+	}
+	s.meter.add(1, 0, path)
 	return nil
 }
 

@@ -34,17 +34,19 @@ func (k entryKind) stMode() uint32 {
 
 // plannedEntry is one entry to be restored: a node without what is not needed for that.
 type plannedEntry struct {
-	name    string
-	kind    entryKind
-	made    bool  // false for a device that this user may not make
-	sameAs  int32 // the earlier entry that this one is another name of, or -1
-	subdir  int32 // a directory's number in dirs
-	meta    metadata
-	text    string   // of a symbolic link
-	device  uint64   // of a device
-	content []blobID // of a file
-	sizes   []uint32 // of the blobs in content
-	size    int64    // the sum of sizes
+	name string
+	kind entryKind
+	made bool // false for a device that this user may not make
+	// finished is set for a file when its content and its metadata are complete.
+	finished bool
+	sameAs   int32 // the earlier entry that this one is another name of, or -1
+	subdir   int32 // a directory's number in dirs
+	meta     metadata
+	text     string   // of a symbolic link
+	device   uint64   // of a device
+	content  []blobID // of a file
+	sizes    []uint32 // of the blobs in content
+	size     int64    // the sum of sizes
 }
 
 // plannedDir is a directory; its entries are next to each other in entries, sorted by name.

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -28,23 +27,22 @@ func goesOn(ctx context.Context, err error) bool {
 	}, func(permanent error) bool { return errors.Is(err, permanent) })
 }
 
-// clearLeftOver removes from a directory that an earlier attempt filled whatever is of no use: what the plan does not
-// have, or not as this kind; links, special files and further names of files, which are made again as cheaply as they
-// are looked at.
-//
-// It is done before any file is looked at: a file with more than one name is then one that has a name elsewhere.
-func (s *restorer) clearLeftOver(ctx context.Context) error {
+// takeOver makes what an earlier attempt left a part of this one. First all directories are cleared, then files are
+// looked at: one with more than one name is then one that has a name elsewhere.
+func (s *restorer) takeOver(ctx context.Context) error {
 	s.plan.dirs[0].kept = true
+	kept := func(number int32) bool { return s.plan.dirs[number].kept }
 	for level := range s.plan.levels {
 		first, last := s.plan.level(level)
-		err := s.eachDir(ctx, first, last, func(number int32) bool { return s.plan.dirs[number].kept }, s.clearDir)
-		if err != nil {
-			return fmt.Errorf("looking at what an earlier attempt left: %w", err)
+		if err := s.eachDir(ctx, first, last, kept, s.clearDir); err != nil {
+			return err
 		}
 	}
-	return nil
+	return s.eachDir(ctx, 0, int32(len(s.plan.dirs)), kept, s.keepFiles)
 }
 
+// clearDir removes from a directory whatever is of no use: what the plan does not have, or not as this kind; links,
+// special files and further names of files, which are made again as cheaply as they are looked at.
 func (s *restorer) clearDir(number int32, dir *targetDir) error {
 	names, err := readNames(dir.fd, ".")
 	if err != nil {
@@ -121,28 +119,45 @@ func removeXattrs(fd int) error {
 	return nil
 }
 
-// keepFile finds what is usable of a file that an earlier attempt left, removes the file when that is nothing, and
-// reports whether it stays. Of a file that stays, the blobs that are there are noted; where others belong it reads as
-// zeros, and it has its final length.
-func (s *restorer) keepFile(v *verifier, dir *targetDir, number int32) (bool, error) {
+func (s *restorer) keepFiles(number int32, dir *targetDir) error {
+	h := s.hashers.Get().(*partHasher)
+	defer s.hashers.Put(h)
+	for i := s.plan.dirs[number].first; i < s.plan.dirs[number].last; i++ {
+		if entry := &s.plan.entries[i]; entry.kind == kindFile && entry.sameAs < 0 {
+			if err := s.keepFile(h, dir, i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// keepFile finds what is usable of a file that an earlier attempt left, and removes the file when that is nothing. Of a
+// file that stays, the blobs that are there are noted; where others belong it reads as zeros, and it has its final
+// length. One that lacks none is finished.
+func (s *restorer) keepFile(h *partHasher, dir *targetDir, number int32) error {
 	entry := &s.plan.entries[number]
+	path := dir.join(entry.name)
 	fd, err := openLeftOver(dir, entry.name)
 	if errors.Is(err, unix.ENOENT) {
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, localError("opening", dir.join(entry.name), err)
+		return localError("opening", path, err)
 	}
 	defer unix.Close(fd)
-	have := v.present(fd, entry)
-	if slices.Contains(have, true) && s.prepareLeftOver(dir, fd, entry, have) == nil {
-		s.noteKept(number, have)
-		return true, nil
+	have := h.present(fd, entry)
+	if !slices.Contains(have, true) || s.prepareLeftOver(dir, fd, entry, have) != nil {
+		if err := removeEntry(dir.fd, entry.name, unix.S_IFREG); err != nil {
+			return localError("removing", path, err)
+		}
+		return nil
 	}
-	if err := removeEntry(dir.fd, entry.name, unix.S_IFREG); err != nil {
-		return false, localError("removing", dir.join(entry.name), err)
+	s.noteKept(number, have)
+	if slices.Contains(have, false) {
+		return nil
 	}
-	return false, nil
+	return s.finishFile(dir, fd, entry)
 }
 
 // openLeftOver opens a file whose mode may already forbid it.
@@ -165,7 +180,7 @@ func openLeftOver(dir *targetDir, name string) (int, error) {
 
 // present says of each blob of a file whether the bytes at its place have its hash. Nothing is, of a file that has a
 // name elsewhere: it must be neither written to nor given another owner. What cannot be read is not there.
-func (v *verifier) present(fd int, entry *plannedEntry) []bool {
+func (h *partHasher) present(fd int, entry *plannedEntry) []bool {
 	var stat unix.Stat_t
 	if fstat(fd, &stat) != nil || stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Nlink != 1 {
 		return nil
@@ -177,7 +192,7 @@ func (v *verifier) present(fd int, entry *plannedEntry) []bool {
 		if offset+size > stat.Size {
 			break
 		}
-		got, err := v.hashAt(fd, offset, size, &stat)
+		got, err := h.hashAt(fd, offset, size, &stat)
 		have[i] = err == nil && got == id
 		offset += size
 	}

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -13,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -360,12 +360,13 @@ func TestRestoreVerifiesWhatIsOnDisk(t *testing.T) {
 				return err
 			}
 			defer file.Close()
-			_, err = file.WriteAt([]byte{'!'}, 777_777)
+			_, err = file.WriteAt(bytes.Repeat([]byte{'!'}, 30), 777_777)
 			return err
 		},
 		"a small file changed":  func(dir string) error { return os.WriteFile(dir+"/dir/small", []byte("a small fil!"), 0o600) },
 		"cut short":             func(dir string) error { return os.Truncate(dir+"/dir/big", 999_999) },
 		"longer":                func(dir string) error { return os.Truncate(dir+"/dir/empty", 1) },
+		"something more":        func(dir string) error { return os.WriteFile(dir+"/dir/more", nil, 0o600) },
 		"gone":                  func(dir string) error { return os.Remove(dir + "/dir/small") },
 		"a part lost to a hole": func(dir string) error { return punch(dir+"/dir/big", 400_000) },
 		"a blob lost to a hole": func(dir string) error { return punch(dir+"/aligned", 1<<16) },
@@ -398,10 +399,28 @@ func TestRestoreVerifiesWhatIsOnDisk(t *testing.T) {
 			stored, err := c.repository.resolveSnapshot(t.Context(), id)
 			must(t, err)
 			s := newRestorer(c.repository, created, RestoreOptions{}, defaultMaxEntries)
-			s.beforeVerify = func() { must(t, spoil(filepath.Join(filepath.Dir(target), created.temp))) }
+			dir := created.temporary()
+			spoilt := false
+			switch wrote := map[string]string{
+				"a byte changed": "dir/big", "a small file changed": "dir/small", "a part lost to a hole": "dir/big",
+				"a blob lost to a hole": "aligned", "a hole filled": "zeros",
+			}[name]; {
+			case wrote == "": // seen at the end
+				s.beforeFinish = func() { spoilt = true; must(t, spoil(dir)) }
+			default: // between the writing and the reading back
+				var mutex sync.Mutex
+				s.wrote = func(path string) {
+					mutex.Lock()
+					defer mutex.Unlock()
+					if path == wrote {
+						spoilt = true
+						must(t, spoil(dir))
+					}
+				}
+			}
 			err = created.finish(s.run(t.Context(), stored, ""))
-			if err == nil {
-				t.Error("not found")
+			if err == nil || !spoilt {
+				t.Errorf("not found (spoilt %v)", spoilt)
 			}
 			requireNothing(t, target)
 		})
@@ -468,8 +487,8 @@ func TestRestoreKilled(t *testing.T) {
 }
 
 func restoreUntilKilled(t *testing.T, base, moment string) {
-	hook := &getHook{Provider: openDirectory(t, filepath.Join(base, "repository"))}
-	r, err := Open(t.Context(), newTestMirror(t, storage.PolicyAll, hook), testPassword, testOptions())
+	provider := openDirectory(t, filepath.Join(base, "repository"))
+	r, err := Open(t.Context(), newTestMirror(t, storage.PolicyAll, provider), testPassword, testOptions())
 	must(t, err)
 	wait := func() {
 		fmt.Println("READY")
@@ -480,18 +499,7 @@ func restoreUntilKilled(t *testing.T, base, moment string) {
 	if moment == "verified" {
 		options.Prepare = func(string) error { wait(); return nil }
 	} else {
-		hook.set(func() {
-			written := int64(0)
-			must(t, filepath.WalkDir(filepath.Dir(target), func(_ string, entry os.DirEntry, err error) error {
-				if info, infoErr := entry.Info(); err == nil && infoErr == nil && info.Mode().IsRegular() {
-					written += info.Sys().(*syscall.Stat_t).Blocks
-				}
-				return nil
-			}))
-			if written > 0 {
-				wait()
-			}
-		})
+		options.wrote = func(string) { wait() }
 	}
 	_, err = r.Restore(t.Context(), "latest", target, options)
 	t.Errorf("went on: %v", err)

@@ -58,6 +58,10 @@ func openBeneath(root int, path string, componentWise bool) (int, error) {
 			}
 		}
 	}
+	if path != "" && len(path) <= maxPathPiece && !componentWise {
+		fd, err := openat2Retry(root, path, flags)
+		return fd, pathError(path, err)
+	}
 	current, err := openRetry(root, ".", flags, 0)
 	for rest := path; err == nil && rest != ""; {
 		var piece string
@@ -70,14 +74,19 @@ func openBeneath(root int, path string, componentWise bool) (int, error) {
 		}
 		unix.Close(from)
 	}
+	return current, pathError(path, err)
+}
+
+// pathError says what kept a directory from being opened beneath another.
+func pathError(path string, err error) error {
 	switch {
 	case err == nil:
-		return current, nil
+		return nil
 	// A link in the way: ELOOP from openat2, ENOTDIR from O_DIRECTORY|O_NOFOLLOW on the link itself.
 	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOTDIR):
-		return -1, fmt.Errorf("%w: %q leads through something that is not a directory: %w", ErrUnsafePath, path, err)
+		return fmt.Errorf("%w: %q leads through something that is not a directory: %w", ErrUnsafePath, path, err)
 	default:
-		return -1, localError("opening the directory", path, err)
+		return localError("opening the directory", path, err)
 	}
 }
 
@@ -114,13 +123,13 @@ func (d *targetDir) mkdir(name string) error {
 	return nil
 }
 
-// createFile creates a file for reading and writing, which must not exist yet. Only this process' user can open it
-// until its metadata is set. The caller closes the descriptor.
-func (d *targetDir) createFile(name string) (int, error) {
+// createFile creates a file for reading and writing, which must not exist yet, with the permissions of mode as far as the
+// process' mask leaves them. The caller closes the descriptor.
+func (d *targetDir) createFile(name string, mode uint32) (int, error) {
 	if err := checkName(name); err != nil {
 		return -1, err
 	}
-	fd, err := openRetry(d.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	fd, err := openRetry(d.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, mode&0o777)
 	if err != nil {
 		return -1, d.createError("file", name, err)
 	}

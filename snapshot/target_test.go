@@ -41,7 +41,7 @@ func TestTargetRefusesUnsafeNames(t *testing.T) {
 			calls := map[string]func() error{
 				"mkdir":   func() error { return root.mkdir(name) },
 				"symlink": func() error { return root.symlink("x", name) },
-				"create":  func() error { _, err := root.createFile(name); return err },
+				"create":  func() error { _, err := root.createFile(name, 0o600); return err },
 				"open":    func() error { _, err := root.openFile(name, unix.O_RDONLY); return err },
 				"mknod":   func() error { _, err := root.mknod(name, unix.S_IFIFO, 0); return err },
 				"link":    func() error { return root.link(root, name, "ok") },
@@ -92,7 +92,7 @@ func TestTargetNeverFollowsLinks(t *testing.T) {
 		if _, err := root.openFile("file", unix.O_RDWR); !errors.Is(err, ErrUnsafePath) {
 			t.Errorf("opening a link as a file: %v", err)
 		}
-		if _, err := root.createFile("file"); err == nil {
+		if _, err := root.createFile("file", 0o600); err == nil {
 			t.Error("a file was created through a link")
 		}
 		// What is there stays what it is, whatever it is.

@@ -246,7 +246,7 @@ func (u *unpacker) file(dir *targetDir, name string, header *tar.Header, content
 	if header.Size > u.options.MaxBytes-u.report.Bytes {
 		return fmt.Errorf("%w: more than %d bytes of content", ErrLimitExceeded, u.options.MaxBytes)
 	}
-	fd, err := dir.createFile(name)
+	fd, err := dir.createFile(name, 0o600)
 	if err != nil {
 		return err
 	}

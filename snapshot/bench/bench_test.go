@@ -71,7 +71,7 @@ func TestWholeRun(t *testing.T) {
 	require.NotContains(t, out.String(), "NaN")
 	require.NotContains(t, out.String(), "Inf")
 	if restic != "" {
-		require.Contains(t, out.String(), "read every repository of Holdfast: no errors")
+		require.Contains(t, out.String(), "read Holdfast's repository of each data set: no errors")
 		require.Contains(t, out.String(), "| restic ")
 	}
 	requireEmpty(t, work)

@@ -33,7 +33,7 @@ func (b *bench) report(out io.Writer) error {
 		fmt.Fprintf(w, "%d restores were compared with their source, byte for byte: all equal.\n", b.restores)
 	}
 	for _, name := range b.checks {
-		fmt.Fprintf(w, "`check --read-data` of %s read every repository of Holdfast: no errors.\n", name)
+		fmt.Fprintf(w, "`check --read-data` of %s read Holdfast's repository of each data set: no errors.\n", name)
 	}
 	return w.Flush()
 }

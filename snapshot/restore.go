@@ -116,7 +116,7 @@ func (s *restorer) run(ctx context.Context, stored *storedSnapshot, path string)
 	if err := s.eachDir(ctx, 0, int32(len(s.plan.dirs)), nil, s.finishIn); err != nil {
 		return err
 	}
-	return s.finishDirs()
+	return s.finishDirs(ctx)
 }
 
 // planSnapshot reads all trees that are needed before anything is created.
@@ -134,6 +134,9 @@ func (s *restorer) planSnapshot(ctx context.Context, stored *storedSnapshot, pat
 		if found.node != nil {
 			m := metadataOf(found.node)
 			s.plan.rootMeta = &m
+		}
+		if found.path == "" {
+			p.expect(stored.Summary)
 		}
 		return p.planTrees(ctx, found.tree)
 	}

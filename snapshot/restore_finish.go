@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -103,13 +104,23 @@ func (s *restorer) finishMended(dir *targetDir, entry *plannedEntry) error {
 
 // finishDirs sets the metadata of all directories but the top one, children before parents: a mode may close what is
 // below.
-func (s *restorer) finishDirs() error {
-	for i := len(s.plan.entries) - 1; i >= 0; i-- {
+func (s *restorer) finishDirs(ctx context.Context) error {
+	for level := len(s.plan.levels) - 1; level >= 0; level-- {
+		first, last := s.plan.level(level)
+		if err := s.eachDir(ctx, first, last, s.plan.hasSubdirs, s.finishDirsIn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *restorer) finishDirsIn(number int32, dir *targetDir) error {
+	for i := s.plan.dirs[number].first; i < s.plan.dirs[number].last; i++ {
 		entry := &s.plan.entries[i]
 		if entry.kind != kindDir {
 			continue
 		}
-		if err := s.target.setDirMetadata(s.plan.path(int32(i)), &entry.meta); err != nil {
+		if err := setMetadata(dir.fd, entry.name, dir.join(entry.name), &entry.meta, &s.target.warnings); err != nil {
 			return err
 		}
 	}

@@ -76,6 +76,34 @@ type planner struct {
 	maxEntries int64
 	seen       atomic.Int64 // entries decoded, kept or not
 	links      map[inodeKey]int32
+	ids        []blobID // room for contents
+	sizes      []uint32 // and for sizes
+}
+
+// expect makes room for as many entries as the snapshot says that it has, within reason: growing to them would leave more
+// behind than they are.
+func (p *planner) expect(summary *snapshotSummary) {
+	if summary == nil {
+		return
+	}
+	const most = 1 << 18
+	n := min(most, summary.TotalFilesProcessed) + min(most, summary.DirsNew) + min(most, summary.DirsChanged) + min(most, summary.DirsUnmodified)
+	p.plan.entries, p.plan.dirOf = make([]plannedEntry, 0, n), make([]int32, 0, n)
+}
+
+// carve cuts n elements off room, which is made anew when it is too small: a hundred thousand small slices cost as many
+// allocations, and what decoding left in them.
+func carve[T any](room *[]T, n int) []T {
+	const several = 4096
+	if n > several/4 {
+		return make([]T, n)
+	}
+	if len(*room) < n {
+		*room = make([]T, several)
+	}
+	part := (*room)[:n:n]
+	*room = (*room)[n:]
+	return part
 }
 
 // planTrees reads everything below a tree.
@@ -192,8 +220,8 @@ func (p *planner) planContent(entry *plannedEntry, n *node, path string) error {
 	if n.Content == nil && n.Size > 0 {
 		return fmt.Errorf("%w: the file %q has no list of content", ErrDamaged, shorten(path))
 	}
-	entry.content = n.Content
-	entry.sizes = make([]uint32, len(n.Content))
+	entry.content, entry.sizes = carve(&p.ids, len(n.Content)), carve(&p.sizes, len(n.Content))
+	copy(entry.content, n.Content)
 	for i, id := range n.Content {
 		locations := p.repository.blobLocations(id, dataBlob)
 		if len(locations) == 0 {
@@ -237,6 +265,10 @@ func (p *plan) level(depth int) (first, last int32) {
 		return p.levels[depth], p.levels[depth+1]
 	}
 	return p.levels[depth], int32(len(p.dirs))
+}
+
+func (p *plan) hasSubdirs(dir int32) bool {
+	return slices.ContainsFunc(p.entries[p.dirs[dir].first:p.dirs[dir].last], func(e plannedEntry) bool { return e.kind == kindDir })
 }
 
 // path is where an entry is, relative to the target.

@@ -84,7 +84,12 @@ func TestMirrorPutNeverSaysMoreThanIsTrue(t *testing.T) {
 			for mask := range 8 {
 				t.Run(fmt.Sprintf("%s/%d/%03b", policy, kind, mask), func(t *testing.T) {
 					t.Parallel()
-					c := newCopies(t, 3, storage.MirrorOptions{Policy: policy, StallTimeout: 100 * time.Millisecond})
+					// Nobody is cut off for being slow: on a busy machine that would be one that is well.
+					options := storage.MirrorOptions{Policy: policy, LagTimeout: time.Hour}
+					if kind == faulty.Hang {
+						options.StallTimeout = 500 * time.Millisecond
+					}
+					c := newCopies(t, 3, options)
 					bad := 0
 					for i := range 3 {
 						if mask&(1<<i) != 0 {
@@ -153,14 +158,11 @@ func TestMirrorAFewTriesInPlace(t *testing.T) {
 	require.False(t, storage.Retryable(err), "the only cause is permanent")
 	require.Equal(t, before+1, c.faulty[0].Calls(faulty.Put))
 
-	c.faulty[0].Clear()
+	c = newCopies(t, 2, storage.MirrorOptions{RetryFor: 24 * time.Hour, LagTimeout: 24 * time.Hour})
 	c.faulty[0].Inject(faulty.Rule{Op: faulty.Put})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	began := time.Now()
-	err = c.Put(ctx, "z", nil, storage.PutOptions{})
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Less(t, time.Since(began), 2*time.Second)
+	require.ErrorIs(t, c.Put(ctx, "z", nil, storage.PutOptions{}), context.DeadlineExceeded)
 }
 
 func TestMirrorPermanentOnlyWhenAllAre(t *testing.T) {
@@ -225,7 +227,7 @@ func TestMirrorPutEndsWithItsContext(t *testing.T) {
 		before := c.faulty[0].Calls(faulty.Put)
 		done := make(chan error, 1)
 		go func() { done <- mirror.Put(ctx, "x", nil, storage.PutOptions{}) }()
-		require.Eventually(t, func() bool { return c.faulty[0].Calls(faulty.Put) > before }, 5*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return c.faulty[0].Calls(faulty.Put) > before }, 30*time.Second, time.Millisecond)
 		if hangsUp {
 			cancel()
 		} else {
@@ -267,8 +269,11 @@ func TestMirrorLoadFallsBack(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d", name, r), func(t *testing.T) {
 				t.Parallel()
 				var told []string
-				c := newCopies(t, 2, storage.MirrorOptions{StallTimeout: 50 * time.Millisecond,
-					OnFallback: func(url, key string, err error) { told = append(told, url+" "+key) }})
+				options := storage.MirrorOptions{OnFallback: func(url, key string, err error) { told = append(told, url+" "+key) }}
+				if name == "hang" {
+					options.StallTimeout = 500 * time.Millisecond // enough for the other one, on a busy machine too
+				}
+				c := newCopies(t, 2, options)
 				c.seed(t, "x", data, 0, 1)
 				want := data[r[0]:]
 				if r[1] >= 0 {
@@ -373,18 +378,17 @@ func TestMirrorLoadTriesAgain(t *testing.T) {
 
 // A provider that hangs is not waited for at every object of a restore.
 func TestMirrorLoadPassesOverWhoHangs(t *testing.T) {
-	c := newCopies(t, 2, storage.MirrorOptions{StallTimeout: 300 * time.Millisecond})
+	c := newCopies(t, 2, storage.MirrorOptions{StallTimeout: time.Second})
 	c.faulty[0].Inject(faulty.Rule{Op: faulty.Get, Kind: faulty.Hang})
 	for i := range 20 {
 		key := fmt.Sprint(i)
 		c.seed(t, key, []byte(key), 0, 1)
 	}
-	began := time.Now()
 	for i := range 20 {
 		_, err := c.Load(t.Context(), fmt.Sprint(i), 0, -1, sum([]byte(fmt.Sprint(i))))
 		require.NoError(t, err)
 	}
-	require.Less(t, time.Since(began), 2*time.Second)
+	require.Less(t, c.faulty[0].Calls(faulty.Get), 10, "it is asked again once in a while")
 	require.EqualValues(t, 20, c.Fallbacks()[c.url(0)])
 	// It comes back by itself, and is asked when the other has nothing.
 	c.faulty[0].Clear()
@@ -395,15 +399,18 @@ func TestMirrorLoadPassesOverWhoHangs(t *testing.T) {
 		before := c.faulty[0].Calls(faulty.Get)
 		_, err := c.Load(t.Context(), "1", 0, -1, nil)
 		return err == nil && c.faulty[0].Calls(faulty.Get) > before
-	}, 5*time.Second, 20*time.Millisecond)
+	}, 30*time.Second, 20*time.Millisecond)
 }
 
 // slowBody gives a byte now and then: slow, but alive.
 type slowProvider struct{ storage.Provider }
 
 func (p slowProvider) Get(context.Context, string, int64, int64) (io.ReadCloser, error) {
-	return io.NopCloser(slowReader{strings.NewReader("0123456789")}), nil
+	return io.NopCloser(slowReader{strings.NewReader(slowContent)}), nil
 }
+
+// slowContent takes 1.6 s.
+var slowContent = strings.Repeat("0123456789", 4)
 
 type slowReader struct{ *strings.Reader }
 
@@ -413,11 +420,11 @@ func (r slowReader) Read(p []byte) (int, error) {
 }
 
 func TestMirrorSlowIsNotStalled(t *testing.T) {
-	mirror, err := storage.NewMirror([]storage.Provider{slowProvider{storagetest.NewMemory()}}, storage.MirrorOptions{StallTimeout: 250 * time.Millisecond})
+	mirror, err := storage.NewMirror([]storage.Provider{slowProvider{storagetest.NewMemory()}}, storage.MirrorOptions{StallTimeout: time.Second})
 	require.NoError(t, err)
-	got, err := mirror.Load(t.Context(), "x", 0, 10, nil)
+	got, err := mirror.Load(t.Context(), "x", 0, int64(len(slowContent)), nil) // takes longer than that in all
 	require.NoError(t, err)
-	require.Equal(t, "0123456789", string(got))
+	require.Equal(t, slowContent, string(got))
 }
 
 func TestMirrorLimitsWhatItTakesIn(t *testing.T) {
@@ -433,7 +440,7 @@ func TestMirrorLimitsWhatItTakesIn(t *testing.T) {
 
 func TestMirrorListStatDelete(t *testing.T) {
 	ctx := t.Context()
-	c := newCopies(t, 3, storage.MirrorOptions{StallTimeout: 100 * time.Millisecond})
+	c := newCopies(t, 3, storage.MirrorOptions{StallTimeout: time.Second})
 	c.seed(t, "a/1", []byte("1"), 0, 1)
 	c.seed(t, "a/2", []byte("2"), 1, 2)
 	listings, failed := c.ListAll(ctx, "a/")

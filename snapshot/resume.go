@@ -46,9 +46,9 @@ func (r *Repository) takeInventory(ctx context.Context) (*inventory, error) {
 		key := packKey(pack.id)
 		if slices.ContainsFunc(all.objects[key], func(o heldObject) bool { return o.Size == pack.size }) {
 			v.whole[key] = pack.size
-		} else if pack.indexed() {
+		} else {
 			v.lost[pack.id] = struct{}{}
-			r.log.Warn("a pack that the index names is not stored any more; what it held is stored again if it still exists", "pack", pack.id.String())
+			r.log.Warn("a pack that was stored is not there any more; what it held is stored again if it still exists", "pack", pack.id.String())
 		}
 	}
 	return v, nil

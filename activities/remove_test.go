@@ -221,7 +221,7 @@ func TestRemovalWithoutALeaseTouchesNothing(t *testing.T) {
 
 // A removal that is cancelled while a store hangs removes nothing, at once.
 func TestRemovalGivenUp(t *testing.T) {
-	r := newRig(t, storage.PolicyAny)
+	r := newRig(t, storage.PolicyAll)
 	input := r.stopped(1)
 	hangs := make(chan struct{})
 	var once sync.Once

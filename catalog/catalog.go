@@ -39,7 +39,7 @@ var (
 	ErrConflict = errors.New("the catalog holds another object under this key")
 	// ErrDamaged: an object cannot be decoded.
 	ErrDamaged = errors.New("a catalog object is damaged")
-	// ErrTooFew: fewer providers answered than the policy requires.
+	// ErrTooFew: fewer providers answered than the policy requires, and waiting may mend that.
 	ErrTooFew = errors.New("fewer stores answered than the policy requires")
 )
 

@@ -127,6 +127,38 @@ func TestPolicies(t *testing.T) {
 	require.Equal(t, snapshots[1], any.ReadHead(ctx, id).Providers[1].Head.Snapshot)
 }
 
+// What no waiting mends shows as such when it is all that keeps the policy from being met; while another store may only
+// be away it is named, and waited for.
+func TestPermanentCauses(t *testing.T) {
+	ctx := context.Background()
+	for _, test := range []struct {
+		policy  storage.Policy
+		a, b    error
+		waiting bool
+	}{
+		{storage.PolicyAll, nil, storage.ErrPermission, false},
+		{storage.PolicyAny, storage.ErrBucketNotFound, storage.ErrPermission, false},
+		{storage.PolicyAny, errors.New("connection refused"), storage.ErrPermission, true},
+		{storage.PolicyAll, errors.New("connection refused"), nil, true},
+	} {
+		c, a, b := stores(test.policy)
+		if test.a != nil {
+			a.Inject(faulty.Rule{Err: test.a})
+		}
+		if test.b != nil {
+			b.Inject(faulty.Rule{Err: test.b})
+		}
+		err := c.Commit(ctx, commit(1, 1, snapshots[1]))
+		require.Equal(t, test.waiting, storage.Retryable(err), "%v", err)
+		require.Equal(t, test.waiting, errors.Is(err, catalog.ErrTooFew), "%v", err)
+		for _, cause := range []error{test.a, test.b} {
+			if cause != nil {
+				require.ErrorContains(t, err, cause.Error())
+			}
+		}
+	}
+}
+
 // No provider's silence is taken for "there is none".
 func TestPasswordIsMadeOnce(t *testing.T) {
 	ctx := context.Background()

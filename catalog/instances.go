@@ -63,7 +63,11 @@ func (c *Catalog) NewestToken(ctx context.Context, id string) (uint64, error) {
 		newest = max(newest, answer.Value)
 	}
 	if len(c.providers)-len(causes) < c.required() {
-		return 0, fmt.Errorf("%w: %w", ErrTooFew, unheard(ctx, "listing", workspacePrefix(id)+"instances/", causes))
+		err := unheard(ctx, "listing", workspacePrefix(id)+"instances/", causes)
+		if !storage.Retryable(err) {
+			return 0, err // a person has to mend it: wrong credentials, a bucket that is gone
+		}
+		return 0, fmt.Errorf("%w: %w", ErrTooFew, err)
 	}
 	return newest, nil
 }

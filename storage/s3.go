@@ -89,6 +89,7 @@ func newS3(ctx context.Context, bucket, prefix string, config s3Config) (*s3Prov
 		}
 	}
 	p.base = gsTransport(gsConfig{Endpoint: config.Endpoint, DialContext: config.DialContext, Stall: config.Stall})
+	p.base.ExpectContinueTimeout = time.Second // large objects are not sent to a server that will refuse them
 	loaded, err := awsconfig.LoadDefaultConfig(ctx,
 		// Credentials are fetched through the same resolver. It must be the SDK's own client: the configuration adds the
 		// certificates of AWS_CA_BUNDLE to it.

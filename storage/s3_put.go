@@ -32,6 +32,13 @@ func (p *s3Provider) Put(ctx context.Context, key string, data []byte, options P
 			input.IfNoneMatch = aws.String("*")
 		}
 		output, err := p.client.PutObject(ctx, input)
+		if err != nil && options.CreateOnly && s3Status(err) == 0 && ctx.Err() == nil {
+			// A server that refuses a create-only write does so before it has read the body, and the answer is lost when it
+			// closes the connection on what is still being sent. Trying again would end the same way for ever.
+			if _, headErr := p.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &p.bucket, Key: name}); headErr == nil {
+				return fmt.Errorf("%w: %w", errS3Taken, err)
+			}
+		}
 		if err != nil {
 			return err
 		}

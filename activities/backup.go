@@ -221,6 +221,10 @@ func (n *Node) RemoveInstance(ctx context.Context, input workspace.RemoveInstanc
 		if len(verified.Owed) > 0 {
 			return permanent(workspace.ErrorNotStored, fmt.Errorf("the content stays: not every store holds snapshot %s whole: %v", input.Snapshot, verified.Why))
 		}
+		// invariant 2: every store of the policy also has the commit, without which a snapshot that it holds whole is nobody's head.
+		if _, err := n.Catalog.Repair(ctx, target.WorkspaceID); err != nil {
+			return fmt.Errorf("the content stays: bringing the catalog of late stores up to date: %w", err)
+		}
 		// … and the content is still exactly what was snapshotted, by the same rules: what they leave out is the person's to
 		// lose, a change of the rules is not.
 		digest, err := snapshot.StatDigest(ctx, content, nil)

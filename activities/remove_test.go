@@ -242,3 +242,26 @@ func TestRemovalGivenUp(t *testing.T) {
 	require.NotContains(t, err.Error(), context.DeadlineExceeded.Error(), "the store was waited for until its own time was over")
 	require.FileExists(t, filepath.Join(r.content(1), "notes.txt"))
 }
+
+// Invariant 2: a store that was away only for the commit has it before the content goes.
+func TestRemovalBringsTheCommitEverywhere(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	input := r.stopped(1)
+	var keys []string
+	require.NoError(t, r.stores[1].List(t.Context(), "catalog/", func(o storage.Object) error {
+		if strings.Contains(o.Key, "/commits/") {
+			keys = append(keys, o.Key)
+		}
+		return nil
+	}))
+	require.NotEmpty(t, keys)
+	for _, key := range keys {
+		require.NoError(t, r.stores[1].Delete(t.Context(), key))
+	}
+	require.NoError(t, runPlain(r, r.node.RemoveInstance, input))
+	require.NoDirExists(t, r.content(1))
+	for _, key := range keys {
+		_, err := r.stores[1].Stat(t.Context(), key)
+		require.NoError(t, err)
+	}
+}

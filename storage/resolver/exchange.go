@@ -100,7 +100,7 @@ func (r *Resolver) query(ctx context.Context, s *server, name string, qtype uint
 	start := func(network string) {
 		pending++
 		r.running.Go(func() {
-			reply, err := exchange(ctx, network, s.address, name, qtype)
+			reply, err := r.exchange(ctx, network, s.address, name, qtype)
 			results <- result{network, reply, err}
 		})
 	}

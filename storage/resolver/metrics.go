@@ -6,7 +6,9 @@ var (
 	descQueries = prometheus.NewDesc("holdfast_resolver_queries_total",
 		"Lookups in which a name server was asked, by outcome.", []string{"server", "outcome"}, nil)
 	descDemoted = prometheus.NewDesc("holdfast_resolver_server_demoted",
-		"1 while a name server is asked last because it was silent.", []string{"server"}, nil)
+		"1 while a name server is asked last because it was silent or failed where another answered.", []string{"server"}, nil)
+	descTCP = prometheus.NewDesc("holdfast_resolver_tcp_answers_total",
+		"Answers of a name server that only TCP gave.", []string{"server"}, nil)
 	descLookups = prometheus.NewDesc("holdfast_resolver_lookups_total",
 		"Names looked up, by where the answer came from.", []string{"source"}, nil)
 	descFailed = prometheus.NewDesc("holdfast_resolver_lookup_failures_total",
@@ -17,6 +19,7 @@ var (
 func (r *Resolver) Describe(descs chan<- *prometheus.Desc) {
 	descs <- descQueries
 	descs <- descDemoted
+	descs <- descTCP
 	descs <- descLookups
 	descs <- descFailed
 }
@@ -33,6 +36,7 @@ func (r *Resolver) Collect(metrics chan<- prometheus.Metric) {
 		counter(descQueries, s.Failures, s.Address, "failure")
 		counter(descQueries, s.Timeouts, s.Address, "timeout")
 		counter(descQueries, s.Beaten, s.Address, "beaten")
+		counter(descTCP, s.TCP, s.Address)
 		demoted := 0.0
 		if s.Demoted {
 			demoted = 1

@@ -24,7 +24,7 @@ type Options struct {
 	Servers []string
 	// HedgeAfter is how long the first server may be silent before the next is asked as well. Default 100 ms.
 	HedgeAfter time.Duration
-	// Demote is how long a server that was silent while another answered is asked last. Default 30 s.
+	// Demote is how long a server that was silent, or failed, where another answered is asked last. Default 30 s.
 	Demote time.Duration
 	// PerTry bounds the question to one server, TCP included. Default 2 s.
 	PerTry time.Duration

@@ -19,6 +19,8 @@ type Resolver struct {
 	options Options
 	system  *systemFile
 	hosts   *watchedFile[map[string][]netip.Addr]
+	// exchange sends one question to one server; tests replace it, so that time and servers are theirs.
+	exchange func(ctx context.Context, network, address, name string, qtype uint16) (*dns.Msg, error)
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -66,8 +68,8 @@ func New(options Options) *Resolver {
 	r := &Resolver{
 		options: options,
 		system:  &systemFile{parse: parseResolvConf},
-		hosts:   &watchedFile[map[string][]netip.Addr]{parse: parseHosts},
-		ctx:     ctx, cancel: cancel,
+		hosts:   &watchedFile[map[string][]netip.Addr]{parse: parseHosts}, exchange: exchange,
+		ctx: ctx, cancel: cancel,
 		servers: map[string]*server{}, entries: map[string]*entry{}, flights: map[string]*flight{},
 	}
 	if options.Metrics != nil {

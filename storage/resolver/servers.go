@@ -67,7 +67,7 @@ func (s *server) snapshot(now time.Time) ServerStats {
 }
 
 // record counts the outcome of one question and demotes a server that gave no answer. One that answered SERVFAIL or
-// REFUSED costs no time, so it keeps its place: the fault may be of that one name.
+// REFUSED is not demoted by that alone: the fault may be of that one name (see outdone).
 func (s *server) record(r *Resolver, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,14 +82,15 @@ func (s *server) record(r *Resolver, err error) {
 		return
 	case errors.Is(err, context.DeadlineExceeded):
 		s.stats.Timeouts++
+		s.stats.LastErr = err.Error()
 		s.demote(r)
 	default:
 		s.stats.Failures++
+		s.stats.LastErr = err.Error()
 		if opErr := (*net.OpError)(nil); errors.As(err, &opErr) {
 			s.demote(r)
 		}
 	}
-	s.stats.LastErr = err.Error()
 }
 
 // beaten records that another server had to answer in this one's place.
@@ -101,12 +102,20 @@ func (s *server) beaten(r *Resolver) {
 	s.demote(r)
 }
 
+// outdone records that another server had the addresses of a name for which this one answered SERVFAIL, REFUSED or the
+// like: the fault is this server's, not the name's. One that does not know the name (split horizon) is not at fault.
+func (s *server) outdone(r *Resolver) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.demote(r)
+}
+
 // demote is called with the lock held.
 func (s *server) demote(r *Resolver) {
 	now := time.Now()
 	if !now.Before(s.demotedUntil) {
-		r.options.Logger.Warn("name server does not answer; asking it last for a while",
-			"server", s.address, "for", r.options.Demote)
+		r.options.Logger.Warn("name server does not answer as others do; asking it last for a while",
+			"server", s.address, "for", r.options.Demote, "error", s.stats.LastErr)
 	}
 	s.demotedUntil = now.Add(r.options.Demote)
 }
@@ -225,6 +234,7 @@ func (r *Resolver) hedge(ctx context.Context, name string, private bool) (answer
 	timer := time.NewTimer(r.options.HedgeAfter)
 	defer timer.Stop()
 	var failures, unknown []error
+	var failed []*server
 	for len(open) > 0 {
 		select {
 		case <-timer.C:
@@ -238,13 +248,16 @@ func (r *Resolver) hedge(ctx context.Context, name string, private bool) (answer
 						servers[index].beaten(r)
 					}
 				}
+				for _, s := range failed {
+					s.outdone(r)
+				}
 				return got.answer, nil
 			}
 			err := fmt.Errorf("%s: %w", servers[got.index].address, got.err)
 			if errors.Is(got.err, errNotFound) {
 				unknown = append(unknown, err)
 			} else {
-				failures = append(failures, err)
+				failures, failed = append(failures, err), append(failed, servers[got.index])
 			}
 			askNext()
 			timer.Reset(r.options.HedgeAfter)

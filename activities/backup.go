@@ -175,7 +175,7 @@ func (n *Node) Repair(ctx context.Context, input workspace.RepairInput) (workspa
 		if err != nil {
 			return fmt.Errorf("bringing late stores up to date: %w", err)
 		}
-		described, err := n.Catalog.Repair(ctx, input.Target.WorkspaceID)
+		described, err := n.Catalog.Repair(ctx, input.Target.WorkspaceID, input.Target.Name)
 		if err != nil {
 			return fmt.Errorf("bringing the catalog of late stores up to date: %w", err)
 		}
@@ -222,7 +222,7 @@ func (n *Node) RemoveInstance(ctx context.Context, input workspace.RemoveInstanc
 			return permanent(workspace.ErrorNotStored, fmt.Errorf("the content stays: not every store holds snapshot %s whole: %v", input.Snapshot, verified.Why))
 		}
 		// invariant 2: every store of the policy also has the commit, without which a snapshot that it holds whole is nobody's head.
-		if _, err := n.Catalog.Repair(ctx, target.WorkspaceID); err != nil {
+		if _, err := n.Catalog.Repair(ctx, target.WorkspaceID, target.Name); err != nil {
 			return fmt.Errorf("the content stays: bringing the catalog of late stores up to date: %w", err)
 		}
 		// … and the content is still exactly what was snapshotted, by the same rules: what they leave out is the person's to

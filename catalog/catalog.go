@@ -61,6 +61,10 @@ func (c *Catalog) Providers() []storage.Provider { return c.providers }
 // Policy says how many of them must hold an object.
 func (c *Catalog) Policy() storage.Policy { return c.policy }
 
+const controlKey = "catalog/control.json"
+
+func nameKey(name, id string) string { return "catalog/names/" + name + "/" + id + ".json" }
+
 func workspacePrefix(id string) string { return "catalog/workspaces/" + id + "/" }
 
 func digits(n uint64) string { return fmt.Sprintf("%020d", n) }

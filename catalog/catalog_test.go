@@ -113,18 +113,34 @@ func TestPolicies(t *testing.T) {
 	require.Error(t, err)
 	require.True(t, storage.Retryable(err), "%v", err)
 
-	any, _, b := stores(storage.PolicyAny)
+	any, a, b := stores(storage.PolicyAny)
 	away(b)
+	_, err = catalog.New([]storage.Provider{a}, storage.PolicyAll).CreateControl(ctx, catalog.Control{Recipient: "age1control"})
+	require.NoError(t, err)
 	require.NoError(t, any.RecordInstance(ctx, record(1, "")))
 	require.NoError(t, any.Commit(ctx, commit(1, 1, snapshots[1])))
 	answers := any.ReadHead(ctx, id).Providers
 	require.Equal(t, snapshots[1], answers[0].Head.Snapshot)
 	require.Contains(t, answers[1].Error, "i/o timeout")
 	b.Clear()
-	report, err := any.Repair(ctx, id)
+	report, err := any.Repair(ctx, id, "atlas")
 	require.NoError(t, err)
-	require.Equal(t, 2, report.Copied[b.URL()])
+	require.Equal(t, 4, report.Copied[b.URL()])
 	require.Equal(t, snapshots[1], any.ReadHead(ctx, id).Providers[1].Head.Snapshot)
+
+	// What was late is now enough by itself: the name leads to the workspace, and the keys open its environment.
+	late := catalog.New([]storage.Provider{b}, storage.PolicyAll)
+	found, err := late.FindID(ctx, "atlas")
+	require.NoError(t, err)
+	require.Equal(t, id, found)
+	control, err := late.Control(ctx)
+	require.NoError(t, err)
+	require.Equal(t, "age1control", control.Recipient)
+
+	_, err = a.Put(ctx, "catalog/names/atlas/"+id+".json", []byte("{}"), storage.PutOptions{})
+	require.NoError(t, err)
+	_, err = any.Repair(ctx, id, "atlas")
+	require.ErrorIs(t, err, catalog.ErrConflict)
 }
 
 // What no waiting mends shows as such when it is all that keeps the policy from being met; while another store may only

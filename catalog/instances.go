@@ -31,7 +31,7 @@ func (c *Catalog) RecordInstance(ctx context.Context, record workspace.InstanceR
 		}
 	}
 	name := named{WorkspaceID: record.WorkspaceID, Name: record.Name, Owner: record.Owner}
-	if err := c.create(ctx, "catalog/names/"+record.Name+"/"+record.WorkspaceID+".json", name); err != nil {
+	if err := c.create(ctx, nameKey(record.Name, record.WorkspaceID), name); err != nil {
 		return err
 	}
 	return c.create(ctx, instanceKey(record.WorkspaceID, record.Token), record)

@@ -42,7 +42,7 @@ type Control struct {
 
 // Control reads the control side's wrapped keys; storage.ErrNotFound when every provider answered that it has none.
 func (c *Catalog) Control(ctx context.Context) (Control, error) {
-	return load[Control](ctx, c, "catalog/control.json")
+	return load[Control](ctx, c, controlKey)
 }
 
 // CreateControl stores new control keys and returns the ones that count, as CreatePassword does.
@@ -51,7 +51,7 @@ func (c *Catalog) CreateControl(ctx context.Context, control Control) (Control, 
 	if err == nil || !errors.Is(err, storage.ErrNotFound) {
 		return there, err
 	}
-	return arbitrate(ctx, c, "catalog/control.json", control)
+	return arbitrate(ctx, c, controlKey, control)
 }
 
 // arbitrate creates an object of which only one version may ever exist when several writers may try at once with

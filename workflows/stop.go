@@ -1,6 +1,7 @@
 package workflows
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -47,39 +48,71 @@ func (w *entity) stop(ctx workflow.Context, request *workspace.StopRequest) erro
 		return w.keep(ctx, target, sequence, err)
 	}
 
-	commit, owed, backup, err := w.snapshot(ctx, target, "final", &sequence)
-	if failureType(err) == workspace.ErrorContentMissing && w.removedAlready() {
-		return w.removedBefore(ctx, target)
+	return w.settle(ctx, target, sequence)
+}
+
+// mostFresh is how often content that goes on changing is backed up again before a person is asked what writes to it.
+const mostFresh = 3
+
+// settle makes the final snapshot of content on which nothing runs any more, and removes the content once all stores hold
+// it. Content that turns out to have changed since its snapshot is kept and backed up anew (invariant 1): the new snapshot
+// is the head, and the one before has what it was then.
+func (w *entity) settle(ctx workflow.Context, target workspace.Target, sequence uint64) error {
+	for fresh := 0; ; fresh++ {
+		commit, owed, backup, err := w.snapshot(ctx, target, "final", &sequence)
+		if failureType(err) == workspace.ErrorContentMissing && w.removedAlready() {
+			return w.removedBefore(ctx, target)
+		}
+		if err != nil {
+			return w.keep(ctx, target, sequence, err)
+		}
+		w.state.Operation.Snapshot, w.state.Operation.Backup = commit.Snapshot, backup
+		w.state.Instance = nil
+		w.state.Kept = &workspace.Kept{
+			Node: target.Node, Token: target.Token, Sealed: target.Sealed, Sequence: sequence,
+			Snapshot: commit.Snapshot, StatDigest: commit.StatDigest, Owed: owed,
+			Why: "its backup is verified; it has not been removed yet",
+		}
+		if commit.Omitted > 0 {
+			return w.blockOmissions(ctx, commit)
+		}
+		// invariant 2: acknowledged, because the stores that the policy requires hold it whole.
+		w.enter(ctx, workspace.Stopped, "backed up as snapshot "+commit.Snapshot[:8])
+		if len(owed) > 0 {
+			w.state.Operation.Owed = owed
+			w.state.Kept.Why = "not all stores of the policy hold its backup yet"
+			return nil
+		}
+		err = w.remove(ctx)
+		if !errors.Is(err, errChanged) {
+			return err
+		}
+		if fresh == mostFresh {
+			w.block(ctx, workspace.ErrorContentChanged, "the content on the node goes on changing after it is backed up",
+				fmt.Sprintf("find what still writes to it on node %s; then `holdfast stop %s` backs it up again", target.Node, w.state.Name))
+			return err
+		}
+		w.changed(ctx)
 	}
-	if err != nil {
-		return w.keep(ctx, target, sequence, err)
-	}
-	w.state.Operation.Snapshot, w.state.Operation.Backup = commit.Snapshot, backup
-	w.state.Instance = nil
-	w.state.Kept = &workspace.Kept{
-		Node: target.Node, Token: target.Token, Sealed: target.Sealed, Sequence: sequence,
-		Snapshot: commit.Snapshot, StatDigest: commit.StatDigest, Owed: owed,
-		Why: "its backup is verified; it has not been removed yet",
-	}
-	if commit.Omitted > 0 {
-		// invariant 1: a snapshot with omissions never permits removal.
-		w.state.Kept.Held = true
-		w.state.Kept.Why = fmt.Sprintf("%d things in it could not be backed up as they were", commit.Omitted)
-		w.block(ctx, workspace.ErrorOmissions,
-			fmt.Sprintf("the backup is stored, but %d things could not be read as they were", commit.Omitted),
-			fmt.Sprintf("look at the list; `holdfast start %s` goes on with the content, which is kept on node %s; `holdfast stop %s --accept-omissions %s` accepts to lose what is listed",
-				w.state.Name, target.Node, w.state.Name, commit.Snapshot))
-		w.state.Block.Omitted, w.state.Block.Omissions = commit.Omitted, commit.Omissions
-		return &refusalError{workspace.ErrorOmissions, w.state.Block.Message}
-	}
-	// invariant 2: acknowledged, because the stores that the policy requires hold it whole.
-	w.enter(ctx, workspace.Stopped, "backed up as snapshot "+commit.Snapshot[:8])
-	if len(owed) > 0 {
-		w.state.Operation.Owed = owed
-		w.state.Kept.Why = "not all stores of the policy hold its backup yet"
-		return nil
-	}
-	return w.remove(ctx)
+}
+
+// changed notes that the content on the node is newer than its snapshot.
+func (w *entity) changed(ctx workflow.Context) {
+	w.logger.Warn("the content changed after its backup; backing it up again")
+	w.enter(ctx, workspace.Stopping, "the content on node "+w.state.Kept.Node+" changed after its backup: it is backed up again")
+}
+
+// blockOmissions waits for a person: a snapshot with omissions never permits removal (invariant 1).
+func (w *entity) blockOmissions(ctx workflow.Context, commit workspace.Commit) error {
+	kept := w.state.Kept
+	kept.Held = true
+	kept.Why = fmt.Sprintf("%d things in it could not be backed up as they were", commit.Omitted)
+	w.block(ctx, workspace.ErrorOmissions,
+		fmt.Sprintf("the backup is stored, but %d things could not be read as they were", commit.Omitted),
+		fmt.Sprintf("look at the list; `holdfast start %s` goes on with the content, which is kept on node %s; `holdfast stop %s --accept-omissions %s` accepts to lose what is listed",
+			w.state.Name, kept.Node, w.state.Name, commit.Snapshot))
+	w.state.Block.Omitted, w.state.Block.Omissions = commit.Omitted, commit.Omissions
+	return &refusalError{workspace.ErrorOmissions, w.state.Block.Message}
 }
 
 // removedBefore ends a stop of content whose removal was done and only its answer was lost.
@@ -135,7 +168,12 @@ func (w *entity) acceptOmissions(ctx workflow.Context) error {
 		w.state.Operation.Owed = w.state.Kept.Owed
 		return nil
 	}
-	return w.remove(ctx)
+	err := w.remove(ctx)
+	if errors.Is(err, errChanged) {
+		w.changed(ctx)
+		return w.settle(ctx, w.keptTarget(), w.state.Kept.Sequence)
+	}
+	return err
 }
 
 // stoppable is what a stop works on: the instance, or content that was kept.
@@ -222,7 +260,11 @@ func priorityOf(kind string) int {
 	return priorityBackup
 }
 
-// remove removes the instance and its content from the node. The node looks for itself whether it may (invariant 1).
+// errChanged: the node refused the removal because the content is no longer what was backed up. It is backed up again.
+var errChanged = errors.New("the content changed after its backup")
+
+// remove removes the instance and its content from the node. The node looks for itself whether it may (invariant 1);
+// errChanged is its refusal of content that has to be backed up again.
 func (w *entity) remove(ctx workflow.Context) error {
 	w.step(ctx, workspace.StepRemove, "")
 	target := w.keptTarget()
@@ -238,9 +280,7 @@ func (w *entity) remove(ctx workflow.Context) error {
 		w.state.Kept.Held = true
 		w.state.Kept.Why = "it was changed after its backup"
 		w.state.Kept.Snapshot, w.state.Kept.StatDigest = "", ""
-		w.block(ctx, workspace.ErrorContentChanged, "the content on the node is no longer what was backed up",
-			fmt.Sprintf("`holdfast stop %s` backs it up again", w.state.Name))
-		return err
+		return fmt.Errorf("%w: %w", errChanged, err)
 	}
 	if err != nil {
 		w.state.Kept.Held = true
@@ -309,6 +349,10 @@ func (w *entity) release(ctx workflow.Context) error {
 		w.state.Kept.Owed = verified.Owed
 		if len(verified.Owed) == 0 {
 			err := w.remove(ctx)
+			if errors.Is(err, errChanged) {
+				w.changed(ctx)
+				return w.settle(ctx, target, w.state.Kept.Sequence)
+			}
 			if err != nil || w.state.Kept == nil || w.state.Kept.Held {
 				return err
 			}

@@ -301,3 +301,46 @@ func TestFailedStartGoesOnWithTheBackup(t *testing.T) {
 	require.Equal(t, "first+", w.versions[after.Head.Snapshot])
 	require.Empty(t, w.content)
 }
+
+// invariant 1: content that changed between its backup and its removal is backed up again and only then removed, also by
+// the release that a late store has put off; content that never rests waits for a person.
+func TestChangedContentIsBackedUpAgain(t *testing.T) {
+	for name, test := range map[string]struct {
+		owed    []string
+		changes int // removals that find a change
+		phase   workspace.Phase
+		backups int
+	}{
+		"once, at the stop":    {changes: 1, phase: workspace.Stopped, backups: 2},
+		"once, at the release": {owed: []string{"file:///b"}, changes: 1, phase: workspace.Stopped, backups: 2},
+		"always":               {changes: 1000, phase: workspace.Blocked, backups: 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.owed = test.owed
+			w.fail = func(activity string, attempt int) error {
+				if activity == workspace.ActivityRemoveInstance && attempt <= test.changes {
+					w.content["node-1/1"] += "!"
+					w.newestContent = w.content["node-1/1"]
+					return permanent(workspace.ErrorContentChanged, "it was changed")
+				}
+				return nil
+			}
+			w.ask(0, workspace.UpdateStart, start())
+			w.ask(time.Minute, workspace.UpdateStop, workspace.StopRequest{})
+			after := w.look(time.Hour)
+			w.run(2 * time.Hour)
+			require.Equal(t, test.phase, after.Phase, "%+v", after)
+			require.Equal(t, test.backups, w.attempts[workspace.ActivityBackup])
+			require.Len(t, w.commits, test.backups)
+			if test.phase == workspace.Stopped {
+				require.Empty(t, w.content)
+				require.Equal(t, w.newestContent, w.versions[after.Head.Snapshot])
+				return
+			}
+			require.Equal(t, workspace.ErrorContentChanged, after.Block.Type)
+			require.Equal(t, w.newestContent, w.content["node-1/1"])
+			require.Empty(t, after.Kept.Snapshot, "its snapshot is not of what is there")
+		})
+	}
+}

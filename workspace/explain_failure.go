@@ -65,7 +65,7 @@ var typedFailures = map[ErrorType]Failure{
 	ErrorSnapshotMissing: {Class: FailureContent, Words: "what the restore needs is on no store", Mend: "see `holdfast snapshots NAME` for another version"},
 	ErrorContentMissing:  {Class: FailureContent, Words: "the node does not hold the content that it should", Mend: "mount the node's disk again, or go back with `holdfast start NAME --accept-version SNAPSHOT`"},
 	ErrorContentForeign:  {Class: FailureContent, Words: "the content on the node belongs to another workspace or instance", Mend: "mount the right disk on the node"},
-	ErrorContentChanged:  {Class: FailureContent, Words: "the content changed after it was backed up", Mend: "stop what still writes to it, then stop the workspace again"},
+	ErrorContentChanged:  {Class: FailureContent, Words: "the content changed after it was backed up", Mend: "find what on the node still writes to it, then stop the workspace again"},
 	ErrorDiskFull:        {Class: FailureDisk, Words: "the node's disk is full", Mend: "make room on the node"},
 	ErrorUploadMissing:   {Class: FailureSource, Words: "the promised content was not sent", Mend: "send it again with `holdfast start NAME --from-dir DIR`"},
 	ErrorSource:          {Class: FailureSource, Words: "the git repository could not be cloned", Mend: "check the address and its credentials"},

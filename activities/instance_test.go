@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.temporal.io/sdk/temporal"
 
+	"holdfast/activities/pulse"
 	"holdfast/dataport"
 	"holdfast/engine"
 	"holdfast/storage"
@@ -252,4 +255,51 @@ func TestHost(t *testing.T) {
 	foreign(t, r, 1)
 	_, _, err = fetch(claims, "")
 	require.ErrorIs(t, err, dataport.ErrNotHere) // invariant 5
+}
+
+// scriptedBeater answers each beat with the next of its answers; the last one stays.
+type scriptedBeater struct {
+	answers chan error
+	last    error
+}
+
+func (b *scriptedBeater) RecordActivityHeartbeat(context.Context, []byte, ...any) error {
+	select {
+	case b.last = <-b.answers:
+	default:
+	}
+	return b.last
+}
+
+// invariant 6: what comes next waits until what was given up has ended, which hears of that at once: nobody waits for the
+// next beat of something that is not wanted any more.
+func TestWhoIsWaitedForLooksWhetherItIsWanted(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.started(1)
+	answers := make(chan error, 2)
+	answers <- nil
+	answers <- temporal.NewCanceledError() // with a second beat, which is an hour away
+	r.node.Beater = &scriptedBeater{answers: answers}
+	rarely := pulse.Options{Interval: time.Hour, GiveUpAfter: 2 * time.Hour}
+
+	began, ended, over := make(chan struct{}), atomic.Bool{}, make(chan error, 1)
+	go func() {
+		over <- runPlain(r, func(ctx context.Context, target workspace.Target) error {
+			return r.node.locked(ctx, target, rarely, func(ctx context.Context) error {
+				close(began)
+				<-ctx.Done()
+				ended.Store(true)
+				return ctx.Err()
+			})
+		}, target)
+	}()
+	<-began
+	require.NoError(t, runPlain(r, func(ctx context.Context, target workspace.Target) error {
+		next := &Node{Volumes: r.node.Volumes, Beater: quietBeater{}}
+		return next.locked(ctx, target, rarely, func(context.Context) error {
+			require.True(t, ended.Load(), "two operations on one workspace")
+			return nil
+		})
+	}, target))
+	require.True(t, temporal.IsCanceledError(<-over))
 }

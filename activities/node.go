@@ -55,10 +55,13 @@ func (n *Node) reserve() int64 {
 // take, and ends what hangs for another reason.
 const stallAfter = 10 * time.Minute
 
-// locked runs work as the only operation on the workspace on this node, while it beats.
+// locked runs work as the only operation on the workspace on this node, while it beats. When the next one begins to wait,
+// it asks at once whether it is still wanted: a start that took the place of a backup does not wait for the next beat.
 func (n *Node) locked(ctx context.Context, target workspace.Target, options pulse.Options, work func(context.Context) error) error {
+	mine := newTurn()
+	options.Sooner = mine.wanted
 	return classify(pulse.Run(ctx, n.Beater, options, func(ctx context.Context) error {
-		unlock, err := n.Volumes.lock(ctx, target.WorkspaceID)
+		unlock, err := n.Volumes.lock(ctx, target.WorkspaceID, mine)
 		if err != nil {
 			return err
 		}

@@ -26,8 +26,16 @@ import (
 type Volumes struct {
 	root  string
 	mutex sync.Mutex
-	busy  map[string]chan struct{}
+	busy  map[string]*turn
 }
+
+// turn is one operation's time with a workspace.
+type turn struct {
+	over   chan struct{} // closed when it has ended
+	wanted chan struct{} // gets a value when another operation begins to wait for it
+}
+
+func newTurn() *turn { return &turn{over: make(chan struct{}), wanted: make(chan struct{}, 1)} }
 
 // contentState says how far an instance's directory has come.
 type contentState string
@@ -61,28 +69,32 @@ func OpenVolumes(root string) (*Volumes, error) {
 			return nil, fmt.Errorf("making the node's data directory: %w; choose another with --data-dir, or make it writable", err)
 		}
 	}
-	return &Volumes{root: root, busy: map[string]chan struct{}{}}, nil
+	return &Volumes{root: root, busy: map[string]*turn{}}, nil
 }
 
-// lock waits until no other operation on the workspace is under way on this node (invariant 6).
-func (v *Volumes) lock(ctx context.Context, id string) (unlock func(), err error) {
+// lock waits until no other operation on the workspace is under way on this node (invariant 6), and lets the one that is
+// know that it is waited for.
+func (v *Volumes) lock(ctx context.Context, id string, mine *turn) (unlock func(), err error) {
 	for {
 		v.mutex.Lock()
-		other, held := v.busy[id]
-		if !held {
-			mine := make(chan struct{})
+		other := v.busy[id]
+		if other == nil {
 			v.busy[id] = mine
 			v.mutex.Unlock()
 			return func() {
 				v.mutex.Lock()
 				delete(v.busy, id)
 				v.mutex.Unlock()
-				close(mine)
+				close(mine.over)
 			}, nil
 		}
 		v.mutex.Unlock()
 		select {
-		case <-other:
+		case other.wanted <- struct{}{}:
+		default:
+		}
+		select {
+		case <-other.over:
 		case <-ctx.Done():
 			return nil, fmt.Errorf("waiting for another operation on %s: %w", id, ctx.Err())
 		}

@@ -225,16 +225,16 @@ func TestUnknown(t *testing.T) {
 // invariant 6: one operation at a time for each workspace; who waits honours its context.
 func TestLock(t *testing.T) {
 	v := openVolumes(t)
-	unlock, err := v.lock(t.Context(), id)
+	unlock, err := v.lock(t.Context(), id, newTurn())
 	require.NoError(t, err)
-	other, err := v.lock(t.Context(), otherID)
+	other, err := v.lock(t.Context(), otherID, newTurn())
 	require.NoError(t, err, "another workspace does not wait")
 	other()
 
 	ctx, cancel := context.WithCancel(t.Context())
 	gaveUp := make(chan error)
 	go func() {
-		_, err := v.lock(ctx, id)
+		_, err := v.lock(ctx, id, newTurn())
 		gaveUp <- err
 	}()
 	cancel()
@@ -247,7 +247,7 @@ func TestLock(t *testing.T) {
 	for range waiters {
 		go func() {
 			defer func() { done <- struct{}{} }()
-			unlock, err := v.lock(context.Background(), id)
+			unlock, err := v.lock(context.Background(), id, newTurn())
 			if err != nil {
 				t.Error(err)
 				return

@@ -163,11 +163,18 @@ func (t *temporalControl) Pending(ctx context.Context, name string) ([]workspace
 	if err != nil {
 		return nil, explainRemote(name, err)
 	}
-	var pending []workspace.PendingActivity
+	var pending, givenUp []workspace.PendingActivity
 	for _, activity := range description.GetPendingActivities() {
+		if activity.GetState() == enumspb.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED {
+			givenUp = append(givenUp, t.pendingActivity(activity))
+			continue
+		}
 		pending = append(pending, t.pendingActivity(activity))
 	}
-	return pending, nil
+	if len(pending) == 0 {
+		return givenUp, nil
+	}
+	return pending, nil // what was given up and has not heard of it yet is not what is being done
 }
 
 // pendingActivity decodes what the server says of an activity. What cannot be decoded is left out: it is for display.

@@ -69,6 +69,23 @@ func TestPendingIsDecoded(t *testing.T) {
 	}
 }
 
+// TestGivenUpIsNotPending proves that what was given up and has not ended yet is shown only while nothing else is done.
+func TestGivenUpIsNotPending(t *testing.T) {
+	repair := &workflowpb.PendingActivityInfo{ActivityType: &commonpb.ActivityType{Name: workspace.ActivityRepair}, State: enumspb.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED, Attempt: 9}
+	place := &workflowpb.PendingActivityInfo{ActivityType: &commonpb.ActivityType{Name: workspace.ActivityPlace}, State: enumspb.PENDING_ACTIVITY_STATE_STARTED, Attempt: 1}
+	for want, described := range map[string][]*workflowpb.PendingActivityInfo{
+		workspace.ActivityRepair: {repair},
+		workspace.ActivityPlace:  {repair, place},
+	} {
+		mocked := &mocks.Client{}
+		mocked.On("DescribeWorkflowExecution", mock.Anything, "workspace/web", "").Return(&workflowservice.DescribeWorkflowExecutionResponse{PendingActivities: described}, nil)
+		got, err := (&temporalControl{client: mocked}).Pending(t.Context(), "web")
+		if err != nil || len(got) != 1 || got[0].Name != want {
+			t.Errorf("pending is %+v, %v; want only %s", got, err, want)
+		}
+	}
+}
+
 // TestRemoteErrors proves that what Temporal answers has its exit code and its mend.
 func TestRemoteErrors(t *testing.T) {
 	refused := func(kind workspace.ErrorType) error {

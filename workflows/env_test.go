@@ -29,11 +29,14 @@ type world struct {
 	mutex sync.Mutex
 	over  bool
 
+	// deaf, when set, is called before an activity does anything, and may keep it from hearing that it is given up.
+	deaf func(ctx context.Context, activity string)
 	// fail, when set, may make an activity fail; it is asked before the activity does anything.
 	fail func(activity string, attempt int) error
 	// after is called when an activity has done its work; an error loses its result.
 	after func(activity string, attempt int) error
 
+	asked    int // updates
 	attempts map[string]int
 	calls    []string
 
@@ -102,6 +105,12 @@ func do[R any](w *world, name string, effect func() (R, error)) (R, error) {
 		}
 	}
 	return result, err
+}
+
+func (w *world) unheard(ctx context.Context, activity string) {
+	if w.deaf != nil {
+		w.deaf(ctx, activity)
+	}
 }
 
 // fullCopy says whether what the person last had exists on a node or in a committed snapshot (A1).
@@ -203,7 +212,8 @@ func (w *world) register(registry activityRegistry) {
 		_, err := do(w, workspace.ActivityStopInstance, func() (any, error) { return nil, nil })
 		return err
 	})
-	add(workspace.ActivityBackup, func(_ context.Context, input workspace.BackupInput) (workspace.BackupResult, error) {
+	add(workspace.ActivityBackup, func(ctx context.Context, input workspace.BackupInput) (workspace.BackupResult, error) {
+		w.unheard(ctx, workspace.ActivityBackup)
 		return do(w, workspace.ActivityBackup, func() (workspace.BackupResult, error) {
 			w.next++
 			id := fmt.Sprintf("%064d", w.next)
@@ -217,7 +227,8 @@ func (w *world) register(registry activityRegistry) {
 			}, nil
 		})
 	})
-	add(workspace.ActivityVerify, func(context.Context, workspace.VerifyInput) (workspace.VerifyResult, error) {
+	add(workspace.ActivityVerify, func(ctx context.Context, _ workspace.VerifyInput) (workspace.VerifyResult, error) {
+		w.unheard(ctx, workspace.ActivityVerify)
 		return do(w, workspace.ActivityVerify, func() (workspace.VerifyResult, error) {
 			return workspace.VerifyResult{Whole: []string{"gs://a"}, Owed: w.owed}, nil
 		})
@@ -226,7 +237,8 @@ func (w *world) register(registry activityRegistry) {
 		_, err := do(w, workspace.ActivityCommit, func() (any, error) { return nil, w.commit(input.Commit) })
 		return err
 	})
-	add(workspace.ActivityRepair, func(context.Context, workspace.RepairInput) (workspace.RepairResult, error) {
+	add(workspace.ActivityRepair, func(ctx context.Context, _ workspace.RepairInput) (workspace.RepairResult, error) {
+		w.unheard(ctx, workspace.ActivityRepair)
 		return do(w, workspace.ActivityRepair, func() (workspace.RepairResult, error) {
 			w.owed = nil
 			return workspace.RepairResult{}, nil
@@ -338,12 +350,15 @@ func (w *world) readHead(providers ...string) workspace.ReadHeadResult {
 	return result
 }
 
-// ask sends an update at a time and records its rejection, if any.
+// ask sends an update at a time and records its rejection, if any. Each has an id of its own: one that was used before
+// would be answered with what the first one did.
 func (w *world) ask(at time.Duration, update string, request any) *error {
+	w.asked++
+	id := fmt.Sprintf("%s-%d", update, w.asked)
 	rejected := new(error)
 	*rejected = errors.New("was never asked")
 	w.environment.RegisterDelayedCallback(func() {
-		w.environment.UpdateWorkflow(update, fmt.Sprintf("%s-%s", update, at), &testsuite.TestUpdateCallback{
+		w.environment.UpdateWorkflow(update, id, &testsuite.TestUpdateCallback{
 			OnAccept:   func() { *rejected = nil },
 			OnReject:   func(err error) { *rejected = err },
 			OnComplete: func(any, error) {},

@@ -69,6 +69,16 @@ func onNode(ctx workflow.Context, node, summary string, attempt time.Duration, p
 	})
 }
 
+// onNodeReading is onNode for what only reads the content and adds to the stores. Giving it up is not waited for: it hears
+// of that with its next heartbeat, seconds later, and a person who starts the workspace again waits for what comes next.
+// What that is, the node itself holds back until this has ended there (invariant 6), and asks it to look at once.
+func onNodeReading(ctx workflow.Context, node, summary string, attempt time.Duration, priority int) workflow.Context {
+	ctx = onNode(ctx, node, summary, attempt, priority)
+	options := workflow.GetActivityOptions(ctx)
+	options.WaitForCancellation = false
+	return workflow.WithActivityOptions(ctx, options)
+}
+
 // Priorities on a node's queue: a person who waits for a start comes first.
 const (
 	priorityStart   = 1

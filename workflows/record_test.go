@@ -188,23 +188,35 @@ func scheduled(history *historypb.History, name string) *historypb.ActivityTaskS
 	panic("the history has no " + name)
 }
 
-// TestRecord records the golden histories; see replay_test.go.
-func TestRecord(t *testing.T) {
-	if !*record {
-		t.Skip("only with -record")
-	}
-	server := devtest.Temporal(t)
-	options := server.Options()
+// dial connects to a real server.
+func dial(t *testing.T) client.Client {
+	t.Helper()
+	options := devtest.Temporal(t).Options()
 	options.Identity = recorder
 	options.Logger = quiet
 	c, err := client.DialContext(t.Context(), options)
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
+	return c
+}
+
+func newScene(t *testing.T, c client.Client, name, id string) *scene {
+	t.Helper()
+	s := &scene{world: emptyWorld(t), client: c, id: id, name: name, lease: &leaseScript{}}
+	s.work()
+	t.Cleanup(func() { _ = c.TerminateWorkflow(context.Background(), s.id, "", "recorded") }) // some have ended
+	return s
+}
+
+// TestRecord records the golden histories; see replay_test.go.
+func TestRecord(t *testing.T) {
+	if !*record {
+		t.Skip("only with -record")
+	}
+	c := dial(t)
 	for _, scenario := range scenarios {
 		t.Run(scenario.name, func(t *testing.T) {
-			s := &scene{world: emptyWorld(t), client: c, id: scenario.id, name: scenario.name, lease: &leaseScript{}}
-			s.work()
-			t.Cleanup(func() { _ = c.TerminateWorkflow(context.Background(), s.id, "", "recorded") }) // some have ended
+			s := newScene(t, c, scenario.name, scenario.id)
 			scenario.run(s)
 			history := s.history()
 			save(t, filepath.Join(histories, *recordVersion, scenario.name+".json"), history)

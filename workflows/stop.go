@@ -215,13 +215,13 @@ func (w *entity) snapshot(ctx workflow.Context, target workspace.Target, kind st
 	for again := time.Second; ; again = min(2*again, slowest) {
 		w.step(ctx, workspace.StepBackup, kind+" snapshot")
 		var result workspace.BackupResult
-		if err := workflow.ExecuteActivity(onNode(ctx, target.Node, "back up, "+kind, backupAttempt, priorityOf(kind)),
+		if err := workflow.ExecuteActivity(onNodeReading(ctx, target.Node, "back up, "+kind, backupAttempt, priorityOf(kind)),
 			workspace.ActivityBackup, workspace.BackupInput{Target: target, Kind: kind}).Get(ctx, &result); err != nil {
 			return workspace.Commit{}, nil, nil, err
 		}
 		w.step(ctx, workspace.StepVerify, "snapshot "+result.Backup.Snapshot)
 		var verified workspace.VerifyResult
-		err := workflow.ExecuteActivity(onNode(ctx, target.Node, "look at every stored object", verifyAttempt, priorityOf(kind)),
+		err := workflow.ExecuteActivity(onNodeReading(ctx, target.Node, "look at every stored object", verifyAttempt, priorityOf(kind)),
 			workspace.ActivityVerify, workspace.VerifyInput{Target: target, Snapshot: result.Backup.Snapshot}).Get(ctx, &verified)
 		if failureType(err) == workspace.ErrorNotStored {
 			w.logger.Warn("the stores do not hold what was written; backing up again", "error", err)
@@ -336,13 +336,13 @@ func (w *entity) release(ctx workflow.Context) error {
 	target := w.keptTarget()
 	for again := time.Second; ; again = min(2*again, slowest) {
 		w.step(ctx, workspace.StepRepair, "")
-		if err := workflow.ExecuteActivity(onNode(ctx, target.Node, "bring late stores up to date", verifyAttempt, priorityRelease),
+		if err := workflow.ExecuteActivity(onNodeReading(ctx, target.Node, "bring late stores up to date", verifyAttempt, priorityRelease),
 			workspace.ActivityRepair, workspace.RepairInput{Target: target}).Get(ctx, nil); err != nil {
 			return w.hold(err)
 		}
 		w.step(ctx, workspace.StepVerify, "snapshot "+w.state.Kept.Snapshot)
 		var verified workspace.VerifyResult
-		if err := workflow.ExecuteActivity(onNode(ctx, target.Node, "look at every stored object", verifyAttempt, priorityRelease),
+		if err := workflow.ExecuteActivity(onNodeReading(ctx, target.Node, "look at every stored object", verifyAttempt, priorityRelease),
 			workspace.ActivityVerify, workspace.VerifyInput{Target: target, Snapshot: w.state.Kept.Snapshot}).Get(ctx, &verified); err != nil {
 			return w.hold(err)
 		}

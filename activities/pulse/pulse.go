@@ -39,6 +39,9 @@ type Options struct {
 	Progress func() int64
 	// Checkpoint is sent with every beat; a beat without one would erase the last (temporal.md section 1).
 	Checkpoint func() any
+	// Sooner, when set, has a beat sent at once for each value: somebody waits for the end of this work, which may have
+	// been given up already.
+	Sooner <-chan struct{}
 }
 
 func (o Options) applyDefaults(heartbeat time.Duration) Options {
@@ -139,6 +142,7 @@ func beat(ctx context.Context, beater Beater, taskToken []byte, options Options,
 		}
 		select {
 		case <-ticker.C:
+		case <-options.Sooner:
 		case <-stop:
 			return
 		case <-stopping:

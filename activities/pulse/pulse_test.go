@@ -109,6 +109,17 @@ func TestWorkEndsWithTheCause(t *testing.T) {
 	require.True(t, temporal.IsCanceledError(err), "%v", err)
 }
 
+// Who is waited for hears at once that it was given up, not with the next beat.
+func TestABeatSoonerThanTheNext(t *testing.T) {
+	b := &beater{answers: []error{nil, temporal.NewCanceledError()}}
+	waitedFor := make(chan struct{})
+	err := run(t, b, pulse.Options{Interval: time.Hour, GiveUpAfter: 2 * time.Hour, Sooner: waitedFor}, func(ctx context.Context) error {
+		waitedFor <- struct{}{}
+		return untilDone(ctx)
+	})
+	require.True(t, temporal.IsCanceledError(err), "%v", err)
+}
+
 func TestAStallEndsTheBeats(t *testing.T) {
 	b := &beater{answers: []error{nil}}
 	options := fast()

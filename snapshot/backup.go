@@ -278,8 +278,7 @@ func (b *backup) complete() (store, error) {
 	all := b.r.store.providers()
 	required := b.r.store.policy().Count(len(all))
 	whole := slices.DeleteFunc(all, func(p storage.Provider) bool { return b.inventory.owed[p.URL()] != nil })
-	m, err := storage.NewMirror(whole, storage.MirrorOptions{Policy: storage.Policy{Required: required}})
-	return store{m}, err
+	return b.r.store.of(whole, storage.Policy{Required: required}, false)
 }
 
 func (b *backup) result(top *scanDir) *BackupResult {

@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
-
-	"holdfast/storage"
 )
 
 // Check looks for damage, on every provider by itself: a copy that only a fallback would hide is an error too. It reads
@@ -24,18 +22,16 @@ func (r *Repository) Check(ctx context.Context, options CheckOptions) (*CheckRep
 	}
 	c := &checker{
 		repository: r, reader: newPackReader(r), meter: newMeter(options.Progress), errors: &warningList{}, hints: &warningList{},
-		alone: map[string]store{}, mute: map[string]bool{},
+		mute: map[string]bool{},
 	}
-	for _, p := range r.store.providers() {
-		// Without tries in place: what is wrong is read once more, and then reported.
-		mirror, err := storage.NewMirror([]storage.Provider{p}, storage.MirrorOptions{RetryFor: -1})
-		if err != nil {
-			return nil, fmt.Errorf("checking: %w", err)
-		}
-		defer func() { _ = mirror.Close() }() // it wrote nothing
-		c.alone[p.URL()] = store{mirror}
+	// Without tries in place: what is wrong is read once more, and then reported.
+	alone, end, err := r.store.alone(true)
+	if err != nil {
+		return nil, fmt.Errorf("checking: %w", err)
 	}
-	err := c.files(ctx)
+	defer end()
+	c.alone = alone
+	err = c.files(ctx)
 	if err == nil {
 		err = c.packs(ctx, options.ReadData)
 	}

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
-	"holdfast/storage"
 )
 
 // This file is what Prune and RebuildIndex share: a view of what is really stored, and the exchange of all indexes.
@@ -34,7 +32,7 @@ type maintenance struct {
 
 // beginMaintenance locks the repository for this program alone, unless it is a dry run, and looks at everything.
 func (r *Repository) beginMaintenance(ctx context.Context, dryRun bool, lockWait time.Duration) (*maintenance, error) {
-	m := &maintenance{alone: map[string]store{}, indexes: map[blobID]bool{}, r: &Repository{
+	m := &maintenance{indexes: map[blobID]bool{}, r: &Repository{
 		store: r.store, options: r.options, log: r.log, config: r.config, keyName: r.keyName, box: r.box, codec: r.codec,
 		chunkerKey: r.chunkerKey, index: newMemoryIndex(), indexFiles: map[blobID]storedFile{}, indexDamaged: map[blobID]error{},
 		files: map[string]storedFile{}, parsed: map[blobID]*storedSnapshot{},
@@ -57,15 +55,13 @@ func (r *Repository) beginMaintenance(ctx context.Context, dryRun bool, lockWait
 }
 
 func (m *maintenance) look(ctx context.Context) (err error) {
-	for _, p := range m.r.store.providers() {
-		// Without tries in place: what a look at one copy finds wrong stops everything.
-		mirror, err := storage.NewMirror([]storage.Provider{p}, storage.MirrorOptions{RetryFor: -1})
-		if err != nil {
-			return err
-		}
-		m.close = append(m.close, func() { _ = mirror.Close() }) // it wrote nothing
-		m.alone[p.URL()] = store{mirror}
+	// Without tries in place: what a look at one copy finds wrong stops everything.
+	alone, end, err := m.r.store.alone(true)
+	if err != nil {
+		return err
 	}
+	m.close = append(m.close, end)
+	m.alone = alone
 	if err := m.r.refreshIndex(ctx); err != nil {
 		return err
 	}

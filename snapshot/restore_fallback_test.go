@@ -3,9 +3,9 @@ package snapshot
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,30 +29,20 @@ func TestRestoreFallsBackObjectByObject(t *testing.T) {
 	want := treeRecords(t, reference)
 	delete(want, ".") // a crafted snapshot says nothing about it
 
-	type way struct {
-		rule faulty.Rule
-		want []error // one of these when both fail
-	}
-	ways := map[string]way{
-		"not found":    {faulty.Rule{Kind: faulty.Error, Err: storage.ErrNotFound}, []error{storage.ErrNotFound, ErrDamaged}},
-		"truncated":    {faulty.Rule{Kind: faulty.Truncate}, []error{ErrDamaged, io.ErrUnexpectedEOF}},
-		"wrong bytes":  {faulty.Rule{Kind: faulty.WrongBytes}, []error{ErrDamaged}},
-		"wrong length": {faulty.Rule{Kind: faulty.WrongLength}, []error{ErrDamaged, io.ErrUnexpectedEOF}},
-		"hang":         {faulty.Rule{Kind: faulty.Hang}, []error{storage.ErrStalled}},
-		"error":        {faulty.Rule{Kind: faulty.Error}, []error{faulty.ErrInjected}},
-		"reset":        {faulty.Rule{Kind: faulty.Reset}, nil},
-	}
 	for kind, key := range kinds {
-		for name, way := range ways {
-			for _, where := range []string{"primary", "secondary", "both"} {
-				t.Run(kind+"/"+name+"/"+where, func(t *testing.T) {
+		for _, way := range faultWays {
+			for _, where := range faultPlaces {
+				if way.rule.Kind == faulty.NotStored {
+					continue // no reading: TestRestoreOfWhatWasNeverStored
+				}
+				t.Run(kind+"/"+way.name+"/"+where, func(t *testing.T) {
 					t.Parallel()
 					providers := []*faulty.Provider{faulty.New(source[0]), faulty.New(source[1])}
 					rule := way.rule
 					rule.Op = faulty.Get
 					rule.Match = func(asked string) bool { return asked == key }
 					for i, p := range providers {
-						if where == "both" || (where == "primary") == (i == 0) {
+						if faultyAt(where, i) {
 							p.Inject(rule)
 						}
 					}
@@ -66,12 +56,14 @@ func TestRestoreFallsBackObjectByObject(t *testing.T) {
 						if err == nil {
 							t.Fatal("restored although no provider has it whole")
 						}
-						known := way.want == nil
-						for _, want := range way.want {
-							known = known || errors.Is(err, want)
+						if !slices.ContainsFunc(way.causes, func(cause error) bool { return errors.Is(err, cause) }) {
+							t.Errorf("got %v, want one of %v", err, way.causes)
 						}
-						if !known {
-							t.Errorf("got %v, want one of %v", err, way.want)
+						// Said by name: the object, and each provider with what it did.
+						for _, name := range []string{key[strings.LastIndexByte(key, '/')+1:], providers[0].URL(), providers[1].URL()} {
+							if kind != "index" && !strings.Contains(err.Error(), name) {
+								t.Errorf("%s is not named: %v", name, err)
+							}
 						}
 						// What may yet be had stays for another attempt; what is damaged everywhere leaves nothing.
 						if _, err := os.Lstat(target); !errors.Is(err, os.ErrNotExist) {
@@ -118,6 +110,111 @@ func openAndRestore(ctx context.Context, mirror *storage.Mirror, id, target stri
 	}
 	defer r.Close()
 	return r.Restore(ctx, id, target, RestoreOptions{})
+}
+
+// A provider that said it had stored an object and never did, and that does not list it either.
+func TestRestoreOfWhatWasNeverStored(t *testing.T) {
+	source := []*storagetest.Memory{storagetest.NewMemory(), storagetest.NewMemory()}
+	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, source[0], source[1]))
+	id := c.snapshot(c.someTree())
+	kinds := craftedKinds(t, c, source[0])
+	reference := filepath.Join(t.TempDir(), "reference")
+	_, err := c.repository.Restore(t.Context(), id, reference, RestoreOptions{})
+	must(t, err)
+	want := treeRecords(t, reference)
+	delete(want, ".")
+	whole := &earlierBackup{memories: source}
+	nowhere := map[string]error{
+		"config": ErrNoRepository, "key": ErrDamaged, "index": ErrDamaged, "snapshot": ErrNoSnapshot,
+		"tree pack": storage.ErrNotFound, "data pack": storage.ErrNotFound,
+	}
+	for kind, key := range kinds {
+		for _, where := range faultPlaces {
+			t.Run(kind+"/"+where, func(t *testing.T) {
+				t.Parallel()
+				memories := whole.clone(t)
+				for i, memory := range memories {
+					if faultyAt(where, i) {
+						must(t, memory.Delete(t.Context(), key))
+					}
+				}
+				mirror := newTestMirror(t, storage.PolicyAll, memories[0], memories[1])
+				target := filepath.Join(t.TempDir(), "target")
+				_, err := openAndRestore(t.Context(), mirror, id, target)
+				if where == "both" {
+					if !errors.Is(err, nowhere[kind]) {
+						t.Errorf("got %v, want %v", err, nowhere[kind])
+					}
+					requireNothing(t, target)
+					return
+				}
+				must(t, err)
+				got := treeRecords(t, target)
+				delete(got, ".")
+				compareRecords(t, want, got)
+				if fell := mirror.Fallbacks()[memories[0].URL()]; (where == "primary") != (fell > 0) {
+					t.Errorf("%d fallbacks", fell)
+				}
+			})
+		}
+	}
+}
+
+// The same incident for listings, which say what there is to read. One provider that cannot be listed, or leaves out the
+// half of it, costs nothing; when both cannot be, that is said, and never that there is nothing.
+func TestRestoreWhenListingFails(t *testing.T) {
+	source := []*storagetest.Memory{storagetest.NewMemory(), storagetest.NewMemory()}
+	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, source[0], source[1]))
+	id := c.snapshot(c.someTree())
+	whole := &earlierBackup{memories: source}
+	for _, prefix := range []string{configKey, keyPrefix, indexPrefix, snapshotPrefix} {
+		for _, way := range faultWays {
+			for _, where := range faultPlaces {
+				switch way.rule.Kind {
+				case faulty.NotStored, faulty.WrongBytes:
+					continue // no listing has them
+				}
+				t.Run(prefix+"/"+way.name+"/"+where, func(t *testing.T) {
+					t.Parallel()
+					rule := way.rule
+					rule.Op = faulty.List
+					rule.Match = func(asked string) bool { return strings.HasPrefix(asked, prefix) }
+					if errors.Is(rule.Err, storage.ErrNotFound) {
+						rule.Err = storage.ErrBucketNotFound
+					}
+					memories := whole.clone(t)
+					providers := []*faulty.Provider{faulty.New(memories[0]), faulty.New(memories[1])}
+					for i, p := range providers {
+						if faultyAt(where, i) {
+							p.Inject(rule)
+						}
+					}
+					target := filepath.Join(t.TempDir(), "target")
+					_, err := openAndRestore(t.Context(), impatientMirror(t, storage.PolicyAll, providers[0], providers[1]), id, target)
+					if where != "both" {
+						must(t, err)
+						return
+					}
+					if err == nil {
+						t.Fatal("restored from what nobody could list")
+					}
+					if lies := []faulty.Kind{faulty.Truncate, faulty.WrongLength}; slices.Contains(lies, way.rule.Kind) {
+						return // both say, and nobody can know better, that something else is there
+					}
+					for _, wrong := range []error{ErrNoRepository, ErrNoSnapshot, ErrDamaged, ErrWrongPassword, storage.ErrNotFound} {
+						if errors.Is(err, wrong) {
+							t.Errorf("%v, although nobody could say that", err)
+						}
+					}
+					for _, p := range providers {
+						if !strings.Contains(err.Error(), p.URL()) {
+							t.Errorf("%s is not named: %v", p.URL(), err)
+						}
+					}
+				})
+			}
+		}
+	}
 }
 
 // Providers damaged in different places have one good repository between them.

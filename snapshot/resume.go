@@ -18,7 +18,7 @@ import (
 type inventory struct {
 	r   *Repository
 	all listing
-	// lost are packs that an index names and no listed provider has with the right size.
+	// lost are packs that an index names and no listed provider has with the right size and checksum.
 	lost map[blobID]struct{}
 	// whole is the right size of every object that belongs to the repository, as far as it can be told.
 	whole map[string]int64
@@ -44,7 +44,9 @@ func (r *Repository) takeInventory(ctx context.Context) (*inventory, error) {
 	}
 	for _, pack := range r.indexedPacks() {
 		key := packKey(pack.id)
-		if slices.ContainsFunc(all.objects[key], func(o heldObject) bool { return o.Size == pack.size }) {
+		if slices.ContainsFunc(all.objects[key], func(o heldObject) bool {
+			return o.Size == pack.size && (!pack.hasCRC || !o.HasCRC32C || o.CRC32C == pack.crc)
+		}) {
 			v.whole[key] = pack.size
 		} else {
 			v.lost[pack.id] = struct{}{}
@@ -158,13 +160,18 @@ func (v *inventory) header(ctx context.Context, id blobID, key string) ([]packed
 	return nil, 0, failure
 }
 
-// copyMissing copies to every provider that was listed what it lacks, or has with a wrong size, and another one has: as
-// ciphertext, its hash verified on the way. What a provider does not take it owes.
+// copyMissing copies to every provider that was listed what it lacks, or has with a wrong size or checksum, and another
+// one has: as ciphertext, its hash verified on the way. What a provider does not take it owes.
 //
 // Copies are on their way in the packer's places, so that an interruption costs no more than without them, and one at a
 // time, so that a provider that hangs leaves a place to what is new.
 func (v *inventory) copyMissing(ctx context.Context, p *packer) error {
 	sending := make(chan struct{}, packUploads-1)
+	alone, end, err := v.r.store.alone(false)
+	if err != nil {
+		return err
+	}
+	defer end()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(packUploads)
 	for _, provider := range v.r.store.providers() {
@@ -176,17 +183,53 @@ func (v *inventory) copyMissing(ctx context.Context, p *packer) error {
 			if !belongs {
 				continue
 			}
-			at := slices.IndexFunc(holders, func(o heldObject) bool { return o.provider == provider.URL() })
-			if at >= 0 && holders[at].Size == size {
+			var held *storage.Object
+			if at := slices.IndexFunc(holders, func(o heldObject) bool { return o.provider == provider.URL() }); at >= 0 {
+				held = &holders[at].Object
+			}
+			if held != nil && held.Size == size && !v.disputed(key, holders) {
 				continue
 			}
-			group.Go(func() error { return v.copy(ctx, p, sending, provider, key, size, at >= 0) })
+			to := copyTarget{url: provider.URL(), alone: alone[provider.URL()], held: held}
+			group.Go(func() error { return v.copy(ctx, p, sending, to, key, size) })
 		}
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
 	return v.enough()
+}
+
+// disputed reports whether some provider's checksum of an object is not the one that it should have, or, where that is
+// not known, not the others'. Which copy is good, its hash says.
+func (v *inventory) disputed(key string, holders []heldObject) bool {
+	var sum *uint32
+	v.r.mu.RLock()
+	if known, ok := v.r.files[key]; ok {
+		sum = &known.crc
+	} else if id, ok := parsePackKey(key); ok {
+		if pack, ok := v.r.index.pack(id); ok && pack.hasCRC {
+			sum = &pack.crc
+		}
+	}
+	v.r.mu.RUnlock()
+	for i := range holders {
+		switch {
+		case !holders[i].HasCRC32C:
+		case sum == nil:
+			sum = &holders[i].CRC32C
+		case *sum != holders[i].CRC32C:
+			return true
+		}
+	}
+	return false
+}
+
+// copyTarget is a provider that may lack an object.
+type copyTarget struct {
+	url   string
+	alone store
+	held  *storage.Object // what it has under that key; nil for nothing
 }
 
 // rightSize is the size of an object's whole copy; false for what is no part of the repository (locks, foreign files),
@@ -214,8 +257,8 @@ func (v *inventory) rightSize(key string, holders []heldObject) (int64, bool) {
 	return size, size <= maxUnpackedSize
 }
 
-func (v *inventory) copy(ctx context.Context, p *packer, sending chan struct{}, to storage.Provider, key string, size int64, replace bool) error {
-	if v.owes(to.URL()) {
+func (v *inventory) copy(ctx context.Context, p *packer, sending chan struct{}, to copyTarget, key string, size int64) error {
+	if v.owes(to.url) {
 		return nil // it will not take this one either; a later backup or repair tries again
 	}
 	data, err := v.r.store.load(ctx, key, 0, size, func(data []byte) error { return v.r.checkObject(key, data) })
@@ -227,8 +270,11 @@ func (v *inventory) copy(ctx context.Context, p *packer, sending chan struct{}, 
 			v.r.log.Warn("an object is damaged wherever it is, and not copied", "key", key, "error", err)
 			return nil
 		}
-		v.owe(to.URL(), fmt.Errorf("%s cannot be copied to it: %w", key, err))
+		v.owe(to.url, fmt.Errorf("%s cannot be copied to it: %w", key, err))
 		return nil
+	}
+	if to.held != nil && to.held.Size == size && (!to.held.HasCRC32C || to.held.CRC32C == storage.Checksum(data)) {
+		return nil // it is another provider's copy that is wrong
 	}
 	for _, places := range []chan struct{}{sending, p.slots} {
 		select {
@@ -238,14 +284,14 @@ func (v *inventory) copy(ctx context.Context, p *packer, sending chan struct{}, 
 			return context.Cause(ctx)
 		}
 	}
-	if v.owes(to.URL()) { // by now
+	if v.owes(to.url) { // by now
 		return nil
 	}
-	if _, err := to.Put(ctx, key, data, storage.PutOptions{CreateOnly: !replace}); err != nil {
+	if err := to.alone.put(ctx, key, data, to.held == nil); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		v.owe(to.URL(), fmt.Errorf("does not take %s: %w", key, err))
+		v.owe(to.url, fmt.Errorf("does not take %s: %w", key, err))
 	}
 	return nil
 }

@@ -65,6 +65,37 @@ func (s store) listAll(ctx context.Context, prefix string) (map[string][]storage
 
 func (s store) remove(ctx context.Context, key string) error { return s.mirror.Delete(ctx, key) }
 
+// of is a store of some of the providers, as patient as the whole; without tries in place when once is set. The caller
+// closes its mirror.
+func (s store) of(providers []storage.Provider, policy storage.Policy, once bool) (store, error) {
+	options := s.mirror.Options()
+	options.Policy = policy
+	if once {
+		options.RetryFor = -1
+	}
+	mirror, err := storage.NewMirror(providers, options)
+	return store{mirror}, err
+}
+
+// alone are the providers, each by itself, by URL, until end is called.
+func (s store) alone(once bool) (each map[string]store, end func(), err error) {
+	each = map[string]store{}
+	end = func() {
+		for _, one := range each {
+			_ = one.mirror.Close() // its writes have ended, and said how
+		}
+	}
+	for _, p := range s.providers() {
+		one, err := s.of([]storage.Provider{p}, storage.PolicyAll, once)
+		if err != nil {
+			end()
+			return nil, nil, err
+		}
+		each[p.URL()] = one
+	}
+	return each, end, nil
+}
+
 func (s store) providers() []storage.Provider { return s.mirror.Providers() }
 func (s store) policy() storage.Policy        { return s.mirror.Policy() }
 

@@ -37,6 +37,11 @@ func (r *Repository) VerifyStored(ctx context.Context, snapshot string) (map[str
 	if err != nil && len(all.failed) < len(r.store.providers()) {
 		return nil, fmt.Errorf("verifying what is stored: %w", err)
 	}
+	alone, end, err := r.store.alone(false)
+	if err != nil {
+		return nil, fmt.Errorf("verifying what is stored: %w", err)
+	}
+	defer end()
 	outcome := map[string]error{}
 	for _, provider := range r.store.providers() {
 		url := provider.URL()
@@ -52,7 +57,7 @@ func (r *Repository) VerifyStored(ctx context.Context, snapshot string) (map[str
 				}
 			}
 		}
-		outcome[url] = needed.compare(ctx, provider, held)
+		outcome[url] = needed.compare(ctx, alone[url], held)
 	}
 	return outcome, ctx.Err()
 }
@@ -197,7 +202,7 @@ func (w *referenceWalk) need(ctx context.Context, key blobKey) (bool, error) {
 }
 
 // compare says what a provider that holds these objects lacks; nil for nothing.
-func (n *references) compare(ctx context.Context, provider storage.Provider, held map[string]storage.Object) error {
+func (n *references) compare(ctx context.Context, provider store, held map[string]storage.Object) error {
 	var lacking []error
 	readBack := map[string]storedFile{}
 	for key, want := range n.files {
@@ -301,17 +306,17 @@ func wholePack(want packInfo, held map[string]storage.Object) error {
 
 // compareContent reads small objects of one provider. unread says that one could not be read, different that one is not
 // what it should be.
-func compareContent(ctx context.Context, provider storage.Provider, files map[string]storedFile) (unread, different error) {
+func compareContent(ctx context.Context, provider store, files map[string]storedFile) (unread, different error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(unpackedLoaders)
 	for key, want := range files {
 		group.Go(func() error {
-			data, err := storage.ReadAll(ctx, provider, key, 0, want.size)
-			if err != nil {
-				return fmt.Errorf("reading %s: %w", key, err)
-			}
-			if err := checkHash(want.hash, data); err != nil {
+			_, err := provider.load(ctx, key, 0, want.size, func(data []byte) error { return checkHash(want.hash, data) })
+			switch {
+			case errors.Is(err, ErrDamaged):
 				return fmt.Errorf("%s is not what it should be: %w: %w", key, ErrNotStoredWhole, err)
+			case err != nil:
+				return fmt.Errorf("reading %s: %w", key, err)
 			}
 			return nil
 		})

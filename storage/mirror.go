@@ -94,6 +94,9 @@ func NewMirror(providers []Provider, options MirrorOptions) (*Mirror, error) {
 // Providers are the mirror's, in the order in which they are read.
 func (m *Mirror) Providers() []Provider { return slices.Clone(m.providers) }
 
+// Options are the mirror's with the defaults applied, to make another one of its providers that is as patient.
+func (m *Mirror) Options() MirrorOptions { return m.options }
+
 // Policy is the mirror's.
 func (m *Mirror) Policy() Policy { return m.options.Policy }
 

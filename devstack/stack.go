@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +48,9 @@ type Stack struct {
 	telling sync.Mutex
 }
 
+// controlName is the control worker's, where nodes have theirs.
+const controlName = "control"
+
 // ErrInUse means that another stack runs on the directory.
 var ErrInUse = errors.New("another stack runs on this directory")
 
@@ -62,7 +67,7 @@ func StartStack(ctx context.Context, options StackOptions) (*Stack, error) {
 	s := &Stack{options: options, address: options.Storage.Address}
 	s.life, s.end = context.WithCancel(context.Background())
 	for _, step := range []func(context.Context) error{
-		s.openDirectory, s.openKeys, s.startTemporal, s.startStorage, s.writeFile, s.startControl, s.startNodes,
+		s.openDirectory, s.openKeys, s.startTemporal, s.startStorage, s.chooseMetrics, s.writeFile, s.startControl, s.startNodes,
 	} {
 		err := ctx.Err()
 		if err == nil {
@@ -124,6 +129,27 @@ func (s *Stack) openDirectory(ctx context.Context) error {
 	return nil
 }
 
+// chooseMetrics finds a port for each role's metrics, which it keeps when it is started again.
+func (s *Stack) chooseMetrics(context.Context) error {
+	const host = "127.0.0.1"
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.file.Metrics = map[string]string{}
+	taken := map[int]bool{}
+	for _, role := range append([]string{controlName}, s.options.Nodes...) {
+		port, err := freePort(host)
+		for err == nil && taken[port] { // nobody listens on those before yet
+			port, err = freePort(host)
+		}
+		if err != nil {
+			return fmt.Errorf("choosing an address for the metrics of %s: %w", role, err)
+		}
+		taken[port] = true
+		s.file.Metrics[role] = net.JoinHostPort(host, strconv.Itoa(port))
+	}
+	return nil
+}
+
 func (s *Stack) writeFile(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,7 +157,7 @@ func (s *Stack) writeFile(context.Context) error {
 }
 
 func (s *Stack) startControl(ctx context.Context) (err error) {
-	s.control, err = s.newComponent("control", func() Command { return s.options.Roles.Control(s.File()) }, s.controlPolls)
+	s.control, err = s.newComponent(controlName, func() Command { return s.options.Roles.Control(s.File()) }, s.controlPolls)
 	if err != nil {
 		return err
 	}

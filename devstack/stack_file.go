@@ -45,6 +45,8 @@ type StackFile struct {
 
 	Engine string   `json:"engine,omitempty"` // docker or process; empty lets the agents choose
 	Nodes  []string `json:"nodes"`
+	// Metrics are loopback addresses, host:port, on which the roles may serve metrics, by "control" and the names of nodes.
+	Metrics map[string]string `json:"metrics,omitempty"`
 }
 
 // LoginURL is what a person opens once so that the Web UI may decode payloads; empty when there is no codec endpoint.

@@ -94,6 +94,14 @@ func TestStack(t *testing.T) {
 	file, err := devstack.LoadStack(dir)
 	require.NoError(t, err)
 	require.Equal(t, stack.File(), file)
+	addresses := map[string]bool{}
+	for _, role := range append([]string{"control"}, file.Nodes...) {
+		host, _, err := net.SplitHostPort(file.Metrics[role])
+		require.NoError(t, err, role)
+		require.Equal(t, "127.0.0.1", host)
+		addresses[file.Metrics[role]] = true
+	}
+	require.Len(t, addresses, 1+len(file.Nodes), "one address for each role")
 	require.Equal(t, stack.Temporal().Address(), file.TemporalAddress)
 	require.Equal(t, []string{"gs://holdfast", "file://" + dir + "/store"}, file.Stores)
 	require.Equal(t, "any", file.Policy)

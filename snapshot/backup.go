@@ -94,11 +94,13 @@ func (o *BackupOptions) applyDefaults(dir string) error {
 // cannot be read is left out and named, in the result and in the snapshot. Errors: ErrSourceMissing when dir cannot
 // be read, ErrLocked while somebody prunes, ErrLimitExceeded for a directory with more entries than the format can
 // hold; the store's otherwise, for which storage.Retryable tells whether calling again can help.
-func (r *Repository) Backup(ctx context.Context, dir string, options BackupOptions) (*BackupResult, error) {
+func (r *Repository) Backup(ctx context.Context, dir string, options BackupOptions) (_ *BackupResult, err error) {
+	ended := r.options.Metrics.began("backup")
+	defer func() { ended(err) }()
 	r.backups.Lock()
 	defer r.backups.Unlock()
 	start := time.Now()
-	dir, err := filepath.Abs(dir)
+	dir, err = filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("backing up: %w: %w", ErrSourceMissing, err)
 	}
@@ -125,6 +127,7 @@ func (r *Repository) Backup(ctx context.Context, dir string, options BackupOptio
 		}
 		return nil, fmt.Errorf("backing up %s: %w", quotePath(dir), err)
 	}
+	r.options.Metrics.backedUp(result)
 	return result, nil
 }
 

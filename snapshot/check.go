@@ -16,7 +16,9 @@ import (
 //
 // What is wrong is in the report, named; the error is only for a check that could not be done: an ended context, or no
 // provider that could be listed. A provider that could not be listed while another could is in the report.
-func (r *Repository) Check(ctx context.Context, options CheckOptions) (*CheckReport, error) {
+func (r *Repository) Check(ctx context.Context, options CheckOptions) (_ *CheckReport, err error) {
+	ended := r.options.Metrics.began("check")
+	defer func() { ended(err) }()
 	if err := r.refreshIndex(ctx); err != nil {
 		return nil, fmt.Errorf("checking: %w", err)
 	}
@@ -52,6 +54,7 @@ func (r *Repository) Check(ctx context.Context, options CheckOptions) (*CheckRep
 	}
 	slices.Sort(c.report.Errors)
 	slices.Sort(c.report.Hints)
+	r.options.Metrics.checked(&c.report)
 	return &c.report, nil
 }
 

@@ -25,7 +25,9 @@ type DumpOptions struct {
 // When it returns an error, what was written is not the whole: a tar stream then lacks its end mark. Errors:
 // ErrNoSnapshot, ErrNoPath (also for a link or a device, which has no content of its own), ErrDamaged,
 // ErrLimitExceeded, storage's and those of w.
-func (r *Repository) Dump(ctx context.Context, snapshot, path string, w io.Writer, options DumpOptions) error {
+func (r *Repository) Dump(ctx context.Context, snapshot, path string, w io.Writer, options DumpOptions) (err error) {
+	ended := r.options.Metrics.began("dump")
+	defer func() { ended(err) }()
 	if options.Archive != "" && options.Archive != "tar" {
 		return fmt.Errorf("dumping as %q: only tar is known: %w", options.Archive, storage.ErrInvalid)
 	}

@@ -70,13 +70,14 @@ type KeptSnapshot struct {
 // one might be what cannot be seen.
 //
 // The report is complete also when the removal failed half-way; doing it again goes on.
-func (r *Repository) Forget(ctx context.Context, options ForgetOptions) (*ForgetReport, error) {
+func (r *Repository) Forget(ctx context.Context, options ForgetOptions) (_ *ForgetReport, err error) {
+	ended := r.options.Metrics.began("forget")
+	defer func() { ended(err) }()
 	if err := options.validate(); err != nil {
 		return nil, fmt.Errorf("forgetting snapshots: %w", err)
 	}
 	var lock *heldLock
 	if !options.DryRun {
-		var err error
 		if lock, err = r.lockExclusive(ctx, options.LockWait); err != nil {
 			return nil, fmt.Errorf("forgetting snapshots: %w", err)
 		}

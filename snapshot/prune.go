@@ -118,7 +118,9 @@ type PruneReport struct {
 // interrupted the repository is whole, and running it again, or the next backup, goes on with what there is.
 //
 // The report is also given with an error, and says what had been done.
-func (r *Repository) Prune(ctx context.Context, options PruneOptions) (*PruneReport, error) {
+func (r *Repository) Prune(ctx context.Context, options PruneOptions) (_ *PruneReport, err error) {
+	ended := r.options.Metrics.began("prune")
+	defer func() { ended(err) }()
 	options.applyDefaults()
 	start := time.Now()
 	m, err := r.beginMaintenance(ctx, options.DryRun, options.LockWait)
@@ -127,6 +129,7 @@ func (r *Repository) Prune(ctx context.Context, options PruneOptions) (*PruneRep
 	}
 	defer m.end()
 	p := &prune{maintenance: m, options: options, meter: newMeter(options.Progress), report: &PruneReport{DryRun: options.DryRun}}
+	defer func() { r.options.Metrics.pruned(p.report) }()
 	if err := p.run(ctx); err != nil {
 		return p.report, fmt.Errorf("pruning: %w", withCause(ctx, err))
 	}

@@ -48,7 +48,9 @@ type RebuildIndexReport struct {
 //
 // ErrLocked while anybody works on the repository; an error of a provider while not all can be listed and written. A
 // pack that cannot be read for such a reason stops it; one that is damaged is in the report.
-func (r *Repository) RebuildIndex(ctx context.Context, options RebuildIndexOptions) (*RebuildIndexReport, error) {
+func (r *Repository) RebuildIndex(ctx context.Context, options RebuildIndexOptions) (_ *RebuildIndexReport, err error) {
+	ended := r.options.Metrics.began("rebuild-index")
+	defer func() { ended(err) }()
 	start := time.Now()
 	m, err := r.beginMaintenance(ctx, options.DryRun, options.LockWait)
 	if err != nil {

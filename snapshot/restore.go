@@ -21,8 +21,13 @@ import (
 //
 // What this user may not set (other owners, devices) is in the report's warnings. Errors: ErrNoSnapshot, ErrNoPath,
 // ErrTargetExists, ErrDamaged (every provider was asked), ErrUnsafePath, ErrLimitExceeded, ErrLocalSpace, and storage's.
-func (r *Repository) Restore(ctx context.Context, snapshot, target string, options RestoreOptions) (*RestoreReport, error) {
-	return r.restore(ctx, snapshot, target, options, defaultMaxEntries)
+func (r *Repository) Restore(ctx context.Context, snapshot, target string, options RestoreOptions) (report *RestoreReport, err error) {
+	ended := r.options.Metrics.began("restore")
+	defer func() { ended(err) }()
+	if report, err = r.restore(ctx, snapshot, target, options, defaultMaxEntries); err == nil {
+		r.options.Metrics.restored(report)
+	}
+	return report, err
 }
 
 func (r *Repository) restore(ctx context.Context, snapshot, target string, options RestoreOptions, maxEntries int64) (_ *RestoreReport, err error) {

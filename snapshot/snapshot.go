@@ -42,6 +42,8 @@ type Options struct {
 	// KDF overrides the cost of key derivation when a repository is created; tests use a cheap one. Default: scrypt
 	// with N=32768, r=8, p=5, as restic calibrates on common machines.
 	KDF KDFParameters
+	// Metrics, when set, counts what the repository does; any number of repositories share one.
+	Metrics *Metrics
 }
 
 // KDFParameters are scrypt's cost parameters. Zero values mean the default.

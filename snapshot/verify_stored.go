@@ -21,7 +21,9 @@ import (
 // The map has an entry for every provider: nil says that it was listed to the end and holds everything; an error that
 // wraps ErrNotStoredWhole says what it lacks; any other that it could not be looked at. The error result says that the
 // snapshot itself could not be read, so that nothing is known.
-func (r *Repository) VerifyStored(ctx context.Context, snapshot string) (map[string]error, error) {
+func (r *Repository) VerifyStored(ctx context.Context, snapshot string) (_ map[string]error, err error) {
+	ended := r.options.Metrics.began("verify")
+	defer func() { ended(err) }()
 	s, err := r.resolveSnapshot(ctx, snapshot)
 	if err != nil {
 		return nil, fmt.Errorf("verifying what is stored: %w", err)

@@ -23,11 +23,11 @@ func stackRoles() devstack.Roles {
 		Storage: func(_ devstack.StackFile, dir, listen, bucket string) devstack.Command {
 			return devstack.Command{Args: []string{storageRole, "--dir", dir, "--listen", listen, "--bucket", bucket}}
 		},
-		Control: func(devstack.StackFile) devstack.Command {
-			return devstack.Command{Args: []string{"worker", "--control"}}
+		Control: func(file devstack.StackFile) devstack.Command {
+			return devstack.Command{Args: []string{"worker", "--control", "--" + flagMetricsAddress, file.Metrics["control"]}}
 		},
-		Node: func(_ devstack.StackFile, node, dir string) devstack.Command {
-			return devstack.Command{Args: []string{"worker", "--node", node, "--data-dir", dir}}
+		Node: func(file devstack.StackFile, node, dir string) devstack.Command {
+			return devstack.Command{Args: []string{"worker", "--node", node, "--data-dir", dir, "--" + flagMetricsAddress, file.Metrics[node]}}
 		},
 	}
 }
@@ -162,6 +162,9 @@ func describeStack(w io.Writer, file devstack.StackFile) {
 	}
 	writeField(w, "stores", strings.Join(file.Stores, ", ")+" (policy "+file.Policy+")")
 	writeField(w, "nodes", strings.Join(file.Nodes, ", "))
+	for _, role := range sortedKeys(file.Metrics) {
+		writeField(w, "metrics", "http://"+file.Metrics[role]+"/metrics, of "+role)
+	}
 	writeField(w, "data", file.DataDir)
 	writeField(w, "logs", file.DataDir+"/logs")
 	fmt.Fprintln(w)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -31,6 +32,7 @@ func (p *program) roleCommands() []*cli.Command {
 				&cli.StringFlag{Name: "engine", EnvVars: []string{"HOLDFAST_ENGINE"}, Usage: "container `ENGINE` of a node: auto, docker or process"},
 				&cli.StringFlag{Name: "listen", EnvVars: []string{"HOLDFAST_LISTEN"}, Usage: "`ADDRESS` of a node's data port (default 127.0.0.1:0)"},
 				&cli.StringFlag{Name: "advertise", EnvVars: []string{"HOLDFAST_ADVERTISE"}, Usage: "`ADDRESS` under which others reach the data port"},
+				&cli.StringFlag{Name: flagMetricsAddress, EnvVars: []string{"HOLDFAST_METRICS_ADDRESS"}, Usage: "serve Prometheus metrics at /metrics of `HOST:PORT`, to everybody who reaches it (default: nowhere)"},
 				&cli.StringFlag{Name: "log-format", EnvVars: []string{"HOLDFAST_LOG_FORMAT"}, Value: "text", Usage: "`FORMAT` of the log on standard error: text or json"},
 				&cli.StringFlag{Name: "log-level", EnvVars: []string{"HOLDFAST_LOG_LEVEL"}, Value: "info", Usage: "`LEVEL` of the log: debug, info, warn or error"},
 			},
@@ -86,6 +88,12 @@ func (p *program) worker(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if c.IsSet(flagMetricsAddress) {
+		s.MetricsAddress = c.String(flagMetricsAddress)
+	}
+	if err := checkMetricsAddress(s.MetricsAddress); err != nil {
+		return err
+	}
 	d, err := findDeployment(s)
 	if err != nil {
 		return err
@@ -108,7 +116,7 @@ func (p *program) worker(c *cli.Context) error {
 	}
 	config := worker.Config{
 		Temporal: target, CodecKey: codecKey, Stores: d.Stores, Policy: policy.String(), GCSEndpoint: d.GCSEndpoint,
-		DNS: d.DNS, PrivateZones: d.PrivateZones, Logger: logger,
+		DNS: d.DNS, PrivateZones: d.PrivateZones, Logger: logger, MetricsAddress: d.MetricsAddress,
 	}
 	if node == "" {
 		masterKey, err := d.masterKeyURL()
@@ -118,6 +126,18 @@ func (p *program) worker(c *cli.Context) error {
 		return endedWell(c.Context, worker.RunControl(c.Context, worker.ControlConfig{Config: config, MasterKey: masterKey}))
 	}
 	return p.agent(c, d, config, node)
+}
+
+// checkMetricsAddress refuses what cannot be listened on before anything is opened.
+func checkMetricsAddress(address string) error {
+	if address == "" {
+		return nil
+	}
+	if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+		return usage("--%s %q: want HOST:PORT", flagMetricsAddress, address).
+			withMend("127.0.0.1:9464 is for this machine only, :9464 for everybody who reaches it")
+	}
+	return nil
 }
 
 // agent runs a node's agent.

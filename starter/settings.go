@@ -31,6 +31,7 @@ type settings struct {
 	PrivateZones     []string `yaml:"private_zones"`     // zones that public DNS servers are never asked about
 	GCSEndpoint      string   `yaml:"gcs_endpoint"`      // where gs:// is, if not at Google
 	Engine           string   `yaml:"engine"`            // auto, docker or process
+	MetricsAddress   string   `yaml:"metrics_address"`   // host:port on which a worker serves /metrics; empty: none
 }
 
 // Names of the global flags that settings come from.
@@ -48,6 +49,7 @@ const (
 	flagTemporalAddress   = "temporal-address"
 	flagTemporalNamespace = "temporal-namespace"
 	flagTemporalProfile   = "temporal-profile"
+	flagMetricsAddress    = "metrics-address"
 )
 
 // globalFlags stand before the command's name.

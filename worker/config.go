@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.temporal.io/sdk/client"
 	temporallog "go.temporal.io/sdk/log"
 	"google.golang.org/grpc"
@@ -20,8 +21,10 @@ import (
 
 	"holdfast/catalog"
 	"holdfast/keys"
+	"holdfast/snapshot"
 	"holdfast/storage"
 	"holdfast/storage/resolver"
+	"holdfast/telemetry"
 )
 
 // Config is what both roles need.
@@ -43,8 +46,13 @@ type Config struct {
 	PrivateZones []string
 	// StopGrace is how long what is under way may take to reach a safe point when the worker stops. Default 15 s.
 	StopGrace time.Duration
+	// MetricsAddress is where metrics are served in Prometheus's format, host:port, under /metrics. Empty: nowhere.
+	MetricsAddress string
 	// Logger gets everything. Default: slog.Default().
 	Logger *slog.Logger
+
+	// scraped, when set, is given the address that metrics are served on: tests look at them.
+	scraped func(address string)
 }
 
 func (c Config) applyDefaults() (Config, error) {
@@ -72,7 +80,11 @@ type deployment struct {
 	resolver *resolver.Resolver
 	stale    *staleNames
 	catalog  *catalog.Catalog
+	metrics  *prometheus.Registry
+	temporal *telemetry.Temporal
 	closers  []func() error
+	// snapshots is how repositories are opened.
+	snapshots snapshot.Options
 }
 
 func open(ctx context.Context, config Config) (*deployment, error) {
@@ -80,9 +92,13 @@ func open(ctx context.Context, config Config) (*deployment, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &deployment{config: config, stale: &staleNames{}}
+	d := &deployment{
+		config: config, stale: &staleNames{}, metrics: telemetry.NewRegistry(), temporal: telemetry.NewTemporal(),
+		snapshots: snapshot.Options{Logger: config.Logger, Metrics: snapshot.NewMetrics()},
+	}
+	d.metrics.MustRegister(d.temporal, d.snapshots.Metrics)
 	d.resolver = resolver.New(resolver.Options{
-		Servers: config.DNS, Private: config.PrivateZones, Logger: config.Logger, OnStale: d.stale.used,
+		Servers: config.DNS, Private: config.PrivateZones, Logger: config.Logger, OnStale: d.stale.used, Metrics: d.metrics,
 	})
 	d.closers = append(d.closers, d.resolver.Close)
 	var providers []storage.Provider
@@ -100,6 +116,17 @@ func open(ctx context.Context, config Config) (*deployment, error) {
 		return nil, errors.Join(fmt.Errorf("policy %q wants %d stores and %d are configured: add stores or choose another policy", config.Policy, required, len(providers)), d.close())
 	}
 	d.catalog = catalog.New(providers, policy)
+	d.metrics.MustRegister(storage.Metrics(providers...))
+	if config.MetricsAddress != "" {
+		server, err := telemetry.Serve(config.MetricsAddress, d.metrics, config.Logger)
+		if err != nil {
+			return nil, errors.Join(err, d.close())
+		}
+		d.closers = append(d.closers, server.Close)
+		if config.scraped != nil {
+			config.scraped(server.Address())
+		}
+	}
 	return d, nil
 }
 
@@ -121,6 +148,7 @@ func (d *deployment) connect(ctx context.Context, identity string) (client.Clien
 	options := d.config.Temporal
 	options.Identity = identity
 	options.Logger = temporallog.NewStructuredLogger(d.config.Logger)
+	options.MetricsHandler = d.temporal
 	codec, err := keys.NewCodec(key)
 	if err != nil {
 		return nil, fmt.Errorf("making the payload codec: %w", err)

@@ -11,7 +11,6 @@ import (
 	"holdfast/activities"
 	"holdfast/catalog"
 	"holdfast/keys"
-	"holdfast/snapshot"
 	"holdfast/storage"
 	"holdfast/workflows"
 	"holdfast/workspace"
@@ -63,7 +62,7 @@ func RunControl(ctx context.Context, config ControlConfig) error {
 	workflows.Register(control)
 	activities.RegisterControl(control, &activities.Control{
 		Client: temporal, Catalog: d.catalog, Master: master, Keys: identity, Logger: config.Logger,
-		Snapshots: snapshot.Options{Logger: config.Logger},
+		Snapshots: d.snapshots,
 	})
 	if err := control.Start(); err != nil {
 		return fmt.Errorf("control worker: starting: %w", err)

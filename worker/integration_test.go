@@ -91,6 +91,8 @@ type stack struct {
 	client client.Client
 	logger *slog.Logger
 	logs   *logBuffer
+	// metrics are where the roles serve theirs.
+	controlMetrics, agentMetrics string
 }
 
 type logBuffer struct {
@@ -132,7 +134,9 @@ func newStack(t *testing.T) *stack {
 
 	ready := make(chan string, 1)
 	s.background("control worker", func(ctx context.Context) error {
-		return RunControl(ctx, ControlConfig{Config: s.place.config(s.logger), MasterKey: s.place.Master, Ready: func(recipient string) { ready <- recipient }})
+		config := s.place.config(s.logger)
+		config.MetricsAddress, config.scraped = "127.0.0.1:0", func(address string) { s.controlMetrics = address }
+		return RunControl(ctx, ControlConfig{Config: config, MasterKey: s.place.Master, Ready: func(recipient string) { ready <- recipient }})
 	})
 	select {
 	case recipient := <-ready:
@@ -194,6 +198,7 @@ func (s *stack) agent() (lease *activities.Lease, stop func()) {
 	ready, leases := make(chan struct{}), make(chan *activities.Lease, 1)
 	config.Ready = func() { close(ready) }
 	config.leased = func(l *activities.Lease) { leases <- l }
+	config.MetricsAddress, config.scraped = "127.0.0.1:0", func(address string) { s.agentMetrics = address }
 	stop = s.background("agent", func(ctx context.Context) error { return RunNode(ctx, config) })
 	select {
 	case <-ready:

@@ -18,7 +18,6 @@ import (
 	"holdfast/dataport"
 	"holdfast/engine"
 	"holdfast/keys"
-	"holdfast/snapshot"
 	"holdfast/workspace"
 )
 
@@ -118,7 +117,7 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	}
 	node := &activities.Node{
 		Name: config.Name, Engine: config.Engine, Volumes: volumes, Catalog: d.catalog, Identity: identity, Lease: lease,
-		Beater: work, Logger: logger, Reserve: config.Reserve, Snapshots: snapshot.Options{Logger: logger}, StorageNote: d.stale.note,
+		Beater: work, Logger: logger, Reserve: config.Reserve, Snapshots: d.snapshots, StorageNote: d.stale.note,
 	}
 	port, err := dataport.New(dataport.ServerOptions{
 		Listen: config.Listen, Advertise: config.Advertise, Node: config.Name, Dir: config.DataDir,

@@ -26,6 +26,18 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 		if err != nil {
 			return err
 		}
+		began := time.Now()
+		if input.UnlessStatDigest != "" && input.Kind == string(snapshot.Live) {
+			// A look at the directory alone, so that it needs no store, too.
+			digest, err := snapshot.StatDigest(ctx, content, nil)
+			if err != nil {
+				return fmt.Errorf("comparing the content with its last snapshot: %w", err)
+			}
+			if digest == input.UnlessStatDigest {
+				result = workspace.BackupResult{Time: began, Unchanged: true}
+				return nil
+			}
+		}
 		if input.Kind == string(snapshot.Final) {
 			// A final snapshot is of content that nothing writes to, also when the engine's host restarted the container.
 			if err := n.halt(ctx, n.labels(target), 10*time.Second); err != nil {
@@ -37,7 +49,7 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 			return err
 		}
 		defer repository.Close()
-		began := time.Now()
+		began = time.Now()
 		made, err := repository.Backup(ctx, content, snapshot.BackupOptions{
 			Kind:     snapshot.Kind(input.Kind),
 			Hostname: "holdfast-" + target.Name,
@@ -58,6 +70,7 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 		}
 		result.Backup.Omitted, result.Omissions = omissions(made.Omissions)
 		result.Backup.Excluded, result.Excluded = made.Excluded.Total(), excluded(made.Excluded)
+		result.Unsettled = slices.ContainsFunc(made.Omissions, func(o snapshot.Omission) bool { return o.Kind == snapshot.OmissionChanged })
 		return nil
 	})
 	return result, err

@@ -310,3 +310,73 @@ func TestRepair(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, repaired.Objects)
 }
+
+// A7: a timed snapshot of what has not changed is a look at the directory: nothing is read, no store is asked, and what
+// has changed is backed up.
+func TestBackupUnlessUnchanged(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.started(1)
+	r.write(1, "notes", "first")
+	input := workspace.BackupInput{Target: target, Kind: "live"}
+	made, err := run(r, r.node.Backup, input)
+	require.NoError(t, err)
+	require.False(t, made.Unchanged)
+	require.False(t, made.Unsettled)
+
+	input.UnlessStatDigest = made.StatDigest
+	for _, store := range r.stores { // away
+		store.Inject(faulty.Rule{Kind: faulty.Error})
+	}
+	again, err := run(r, r.node.Backup, input)
+	require.NoError(t, err)
+	require.True(t, again.Unchanged)
+	require.Empty(t, again.Backup.Snapshot)
+	for _, store := range r.stores {
+		store.Clear()
+	}
+
+	r.write(1, "notes", "later")
+	changed, err := run(r, r.node.Backup, input)
+	require.NoError(t, err)
+	require.False(t, changed.Unchanged)
+	require.NotEqual(t, made.Backup.Snapshot, changed.Backup.Snapshot)
+
+	// A final one is always made: a stop is acknowledged by one of its own.
+	final, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "final", UnlessStatDigest: changed.StatDigest})
+	require.NoError(t, err)
+	require.False(t, final.Unchanged)
+	require.NotEmpty(t, final.Backup.Snapshot)
+
+	// invariant 5: also the look wants the identity.
+	foreign(t, r, 1)
+	input.UnlessStatDigest = changed.StatDigest
+	_, err = run(r, r.node.Backup, input)
+	typed(t, err, workspace.ErrorContentForeign)
+}
+
+// What is written to while it is read says so: an equal digest later would prove nothing.
+func TestBackupOfWhatIsWritten(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.started(1)
+	r.write(1, "growing", noise(1, 8<<20))
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		file, err := os.OpenFile(filepath.Join(r.content(1), "growing"), os.O_WRONLY|os.O_APPEND, 0)
+		for err == nil {
+			select {
+			case <-stop:
+				_ = file.Close() // the test is over
+				return
+			default:
+				_, err = file.WriteString("x")
+			}
+		}
+	}()
+	made, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "live"})
+	close(stop)
+	<-stopped
+	require.NoError(t, err)
+	require.True(t, made.Unsettled)
+	require.Equal(t, int64(1), made.Backup.Omitted)
+}

@@ -47,6 +47,8 @@ type listedWorkspace struct {
 	Node         string    `json:"node,omitempty"`
 	LastSnapshot time.Time `json:"last_snapshot,omitzero"` // when the newest committed content was read
 	Reason       string    `json:"reason,omitempty"`
+	// RecoveryPoint is what a lost node would cost; nil when nothing runs.
+	RecoveryPoint *workspace.RecoveryPoint `json:"recovery_point,omitempty"`
 	// Stale is set when the workspace itself could not be asked: the line is from Temporal's index, which lags.
 	Stale bool `json:"stale,omitempty"`
 }
@@ -286,7 +288,7 @@ func (t *temporalControl) Workspaces(ctx context.Context) ([]listedWorkspace, er
 				lines[i].Stale = true
 				return ctx.Err()
 			}
-			lines[i] = listWorkspace(state)
+			lines[i] = listWorkspace(state, time.Now())
 			return nil
 		})
 	}
@@ -298,8 +300,11 @@ func (t *temporalControl) Workspaces(ctx context.Context) ([]listedWorkspace, er
 }
 
 // listWorkspace is a workspace's own state as one line.
-func listWorkspace(state workspace.State) listedWorkspace {
-	line := listedWorkspace{Name: state.Name, Owner: state.Owner, Phase: string(state.Phase), Since: state.Since, Reason: state.Reason}
+func listWorkspace(state workspace.State, now time.Time) listedWorkspace {
+	line := listedWorkspace{
+		Name: state.Name, Owner: state.Owner, Phase: string(state.Phase), Since: state.Since, Reason: state.Reason,
+		RecoveryPoint: workspace.RecoveryPointOf(state, now),
+	}
 	switch {
 	case state.Instance != nil:
 		line.Node = state.Instance.Node

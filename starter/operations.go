@@ -105,7 +105,7 @@ func (p *program) start(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	plan, err := planStart(c, s.Owner, os.LookupEnv)
+	plan, err := planStart(c, s, os.LookupEnv)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,12 @@ func golden(t *testing.T, name, got string) {
 
 func someWorkspaces() []listedWorkspace {
 	return []listedWorkspace{
-		{Name: "api", Owner: "ada", Phase: "Running", Since: testNow.Add(-3 * time.Hour), Node: "node-1", LastSnapshot: testNow.Add(-5 * time.Minute)},
+		{Name: "api", Owner: "ada", Phase: "Running", Since: testNow.Add(-3 * time.Hour), Node: "node-1", LastSnapshot: testNow.Add(-25 * time.Minute),
+			RecoveryPoint: &workspace.RecoveryPoint{Snapshot: snapshotA, Time: testNow.Add(-2 * time.Minute), AgeSeconds: 120, Unchanged: true, IntervalSeconds: 300, BoundSeconds: 312}},
+		{Name: "late", Owner: "ada", Phase: "Running", Since: testNow.Add(-3 * time.Hour), Node: "node-2",
+			RecoveryPoint: &workspace.RecoveryPoint{AgeSeconds: 10800, IntervalSeconds: 300, BoundSeconds: 300, Exceeded: true}},
+		{Name: "off", Owner: "ada", Phase: "Running", Since: testNow.Add(-3 * time.Hour), Node: "node-2", LastSnapshot: testNow.Add(-5 * time.Hour),
+			RecoveryPoint: &workspace.RecoveryPoint{Snapshot: snapshotB, Time: testNow.Add(-3 * time.Hour), AgeSeconds: 10800}},
 		{Name: strings.Repeat("long-name-", 6) + "end", Owner: "somebody-with-a-long-name", Phase: "Stopping", Since: testNow.Add(-40 * time.Second), Node: "a-node-with-a-long-name-too"},
 		{Name: "web", Owner: "bob", Phase: "Stopped", Since: testNow.Add(-72 * time.Hour), LastSnapshot: testNow.Add(-73 * time.Hour), Stale: true},
 	}
@@ -70,6 +75,21 @@ func someState() workspace.State {
 			{Kind: workspace.OperationStop, Began: testNow.Add(-2 * time.Hour), Ended: testNow.Add(-time.Hour), Failed: true, Error: "2 things could not be read"},
 		},
 	}
+}
+
+// running is snapshotted by a timer, which has not been able to for a while.
+func runningState() workspace.State {
+	state := someState()
+	state.Phase, state.Reason, state.Since = workspace.Running, "on node node-1", testNow.Add(-3*time.Hour)
+	state.Kept, state.Block, state.Recent = nil, nil, nil
+	state.Instance = &workspace.Instance{Token: 2, Node: "node-1", Began: testNow.Add(-3 * time.Hour), Container: "c0ffee"}
+	state.Head.Time = testNow.Add(-70 * time.Minute)
+	state.Protection = &workspace.Protection{
+		Token: 2, Snapshot: snapshotA, Time: testNow.Add(-20 * time.Minute), Unchanged: true, TookMillis: 11_400, Due: testNow.Add(93 * time.Second),
+		Failures: 3, LastFailure: &workspace.SnapshotFailure{Time: testNow.Add(-3 * time.Minute), Step: workspace.StepBackup,
+			Error: `backing up: opening the repository: Get "http://storage.holdfast.test:4443/config": lookup storage.holdfast.test: all 3 servers failed: no answer`},
+	}
+	return state
 }
 
 func TestRendering(t *testing.T) {
@@ -113,6 +133,8 @@ func TestRendering(t *testing.T) {
 		renderExplanation(&out, workspace.Explain(stopping(workspace.StepBackup), pending, testNow), testNow, false)
 	}))
 	golden(t, "why-blocked", rendered(func() { renderExplanation(&out, workspace.Explain(someState(), nil, testNow), testNow, false) }))
+	golden(t, "show-running", rendered(func() { renderState(&out, runningState(), testNow, false) }))
+	golden(t, "why-running", rendered(func() { renderExplanation(&out, workspace.Explain(runningState(), nil, testNow), testNow, false) }))
 	golden(t, "doctor", rendered(func() {
 		renderFindings(&out, []finding{
 			{Check: "temporal", Verdict: verdictOK, Detail: "version 1.32.1 answers at 127.0.0.1:7233"},
@@ -162,7 +184,7 @@ func TestJSON(t *testing.T) {
 	}
 	var listed []map[string]any
 	decode(&listed, "list", "-o", "json")
-	if len(listed) != 3 || listed[0]["name"] != "api" || listed[0]["phase"] != "Running" || listed[2]["stale"] != true {
+	if len(listed) != 5 || listed[0]["name"] != "api" || listed[0]["phase"] != "Running" || listed[4]["stale"] != true {
 		t.Errorf("list: %v", listed)
 	}
 	decode(&listed, "list", "-o", "json", "--owner", "nobody")
@@ -178,6 +200,16 @@ func TestJSON(t *testing.T) {
 	if diff := cmp.Diff(someState(), shown); diff != "" {
 		t.Error(diff)
 	}
+	control.looks = []look{{state: runningState()}}
+	var running struct {
+		Phase         workspace.Phase          `json:"phase"`
+		RecoveryPoint *workspace.RecoveryPoint `json:"recovery_point"`
+	}
+	decode(&running, "show", "web", "-o", "json")
+	if running.Phase != workspace.Running || running.RecoveryPoint == nil || running.RecoveryPoint.AgeSeconds != 1200 || running.RecoveryPoint.BoundSeconds != 312 || !running.RecoveryPoint.Exceeded {
+		t.Errorf("show: %+v, %+v", running, running.RecoveryPoint)
+	}
+	control.looks = []look{{state: someState()}}
 	var why map[string]any
 	decode(&why, "why", "web", "-o", "json")
 	for _, field := range []string{"name", "phase", "doing", "safe", "can"} {

@@ -26,7 +26,9 @@ type startPlan struct {
 	// describes is set when flags say what the workspace is made of, which only a new one takes (and an image any).
 	describes []string
 	image     bool
-	fromDir   string // absolute
+	// policies is set when flags change how it is looked after, which a stopped one takes too.
+	policies bool
+	fromDir  string // absolute
 }
 
 func startFlags() []cli.Flag {
@@ -37,6 +39,7 @@ func startFlags() []cli.Flag {
 		&cli.StringFlag{Name: "from-snapshot", Usage: "begin with another workspace's snapshot: `WORKSPACE[@SNAPSHOT]`"},
 		&cli.StringSliceFlag{Name: "env", Usage: "environment `NAME=VALUE`, or NAME to take it from here; repeatable"},
 		&cli.StringSliceFlag{Name: "env-file", Usage: "read environment from `FILE` (NAME=VALUE lines); repeatable"},
+		&cli.StringFlag{Name: flagSnapshotEvery, Usage: "snapshot it this often while it runs: a `TIME` from 10s to 24h, or off (default: 5m; a stopped one keeps what it has)"},
 		&cli.StringFlag{Name: "volume-size", Usage: "room that the node must have, such as `10GB`"},
 		&cli.StringFlag{Name: "node", Usage: "only on this `NODE`"},
 		&cli.StringFlag{Name: "not-node", Usage: "not on this `NODE` (to move a workspace: stop, then start)"},
@@ -46,9 +49,9 @@ func startFlags() []cli.Flag {
 }
 
 // planStart turns flags into a request and refuses what cannot be right before anything is sent.
-func planStart(c *cli.Context, subject string, lookup func(string) (string, bool)) (startPlan, error) {
+func planStart(c *cli.Context, s settings, lookup func(string) (string, bool)) (startPlan, error) {
 	plan := startPlan{request: workspace.StartRequest{
-		Subject: subject, Node: c.String("node"), NotNode: c.String("not-node"), AcceptVersion: c.String("accept-version"),
+		Subject: s.Owner, Node: c.String("node"), NotNode: c.String("not-node"), AcceptVersion: c.String("accept-version"),
 	}}
 	plan.spec.Volume.Kind = workspace.VolumeLocal
 	for field, node := range map[string]string{"--node": plan.request.Node, "--not-node": plan.request.NotNode} {
@@ -82,10 +85,30 @@ func planStart(c *cli.Context, subject string, lookup func(string) (string, bool
 	if err := plan.readEnvironment(c, lookup); err != nil {
 		return plan, err
 	}
+	if err := plan.readPolicies(c, s); err != nil {
+		return plan, err
+	}
 	if err := plan.spec.Validate(); err != nil {
 		return plan, usage("%w", err)
 	}
 	return plan, nil
+}
+
+// readPolicies reads how the workspace is to be looked after; settings hold the deployment's defaults for new ones.
+func (plan *startPlan) readPolicies(c *cli.Context, s settings) error {
+	text, where := s.SnapshotEvery, "snapshot_every"
+	if c.IsSet(flagSnapshotEvery) {
+		text, where, plan.policies = c.String(flagSnapshotEvery), "--"+flagSnapshotEvery, true
+	}
+	if text == "" && !plan.policies {
+		return nil
+	}
+	policy, err := workspace.ParseSnapshotEvery(text)
+	if err != nil {
+		return usage("%s: %w", where, err)
+	}
+	plan.spec.Snapshots = policy
+	return nil
 }
 
 func (plan *startPlan) readSource(c *cli.Context) error {
@@ -266,7 +289,7 @@ func (plan *startPlan) adapt(name string, existing *workspace.State) error {
 		}
 		// A first start that failed is tried again as it was asked for; half of a new description would quietly drop
 		// where the content was to come from.
-		described := len(plan.describes) > 0 || plan.image
+		described := len(plan.describes) > 0 || plan.image || plan.policies
 		switch {
 		case existing.Source.Kind == workspace.SourceUpload, existing.Source.Kind != workspace.SourceEmpty && described:
 			return fail(exitRefused, "workspace %q has not got its first content yet, which was to come from %s", name, existing.Source.Describe).
@@ -282,9 +305,14 @@ func (plan *startPlan) adapt(name string, existing *workspace.State) error {
 			withSafe("nothing was changed").
 			withMend("start it without, or make a new one with `holdfast start OTHER --from-snapshot %s`", name)
 	}
-	if plan.image {
+	if plan.image || plan.policies {
 		spec := existing.Spec
-		spec.Image = plan.spec.Image
+		if plan.image {
+			spec.Image = plan.spec.Image
+		}
+		if plan.policies {
+			spec.Snapshots = plan.spec.Snapshots
+		}
 		plan.request.Spec = &spec
 	}
 	return nil

@@ -55,6 +55,12 @@ func TestStartRequests(t *testing.T) {
 		{"again keeps everything", "--not-node n1 --accept-version " + snapshotA, &existing, workspace.StartRequest{NotNode: "n1", AcceptVersion: snapshotA}, workspace.Secrets{}},
 		{"again with another image", "--image new", &existing,
 			workspace.StartRequest{Spec: &workspace.Spec{Image: "new", Volume: existing.Spec.Volume, Environment: []string{"A"}}}, workspace.Secrets{}},
+		{"an interval", "--snapshot-every 90s", nil,
+			workspace.StartRequest{Spec: &workspace.Spec{Volume: local, Snapshots: workspace.SnapshotPolicy{EverySeconds: 90}}}, workspace.Secrets{}},
+		{"no snapshots", "--snapshot-every off", nil,
+			workspace.StartRequest{Spec: &workspace.Spec{Volume: local, Snapshots: workspace.SnapshotPolicy{Off: true}}}, workspace.Secrets{}},
+		{"again with another interval", "--snapshot-every 1h", &existing,
+			workspace.StartRequest{Spec: &workspace.Spec{Image: "old", Volume: existing.Spec.Volume, Environment: []string{"A"}, Snapshots: workspace.SnapshotPolicy{EverySeconds: 3600}}}, workspace.Secrets{}},
 		{"a first start that failed, again", "", &failedFirst, workspace.StartRequest{Source: failedFirst.Source}, workspace.Secrets{}},
 		{"a deleted name", "", &workspace.State{Phase: workspace.Deleted}, workspace.StartRequest{Spec: &workspace.Spec{Volume: local}}, workspace.Secrets{}},
 	}
@@ -128,6 +134,9 @@ func TestBadInput(t *testing.T) {
 		{"start web --env-file " + file, nil, exitUsage, "line 1"},
 		{"start web --env-file " + dir + "/absent", nil, exitUsage, "no such file"},
 		{"start web --volume-size big", nil, exitUsage, "want a size"},
+		{"start web --snapshot-every often", nil, exitUsage, "want a time such as 5m"},
+		{"start web --snapshot-every 0s", nil, exitUsage, "want 10s to 24h, or off"},
+		{"start web --snapshot-every 48h", nil, exitUsage, "want 10s to 24h, or off"},
 		{"start web --node N", nil, exitUsage, "--node"},
 		{"start web --node n --not-node n", nil, exitUsage, "both name"},
 		{"start web --accept-version 12", nil, exitUsage, "64 hexadecimal digits"},
@@ -202,6 +211,42 @@ func TestSettingsAreStrict(t *testing.T) {
 	if code := p.run("--config", path, "list"); code != exitDone {
 		t.Errorf("an empty file: %s", p.errs.String())
 	}
+}
+
+// A deployment's own interval is for new workspaces; what a person says, or what there is, stays.
+func TestSnapshotEverySetting(t *testing.T) {
+	t.Setenv("HOLDFAST_SNAPSHOT_EVERY", "30m")
+	for _, c := range []struct {
+		args  string
+		state *workspace.State
+		want  *workspace.SnapshotPolicy
+	}{
+		{"start web --detach", nil, &workspace.SnapshotPolicy{EverySeconds: 1800}},
+		{"start web --detach --snapshot-every off", nil, &workspace.SnapshotPolicy{Off: true}},
+		{"start web --detach", &workspace.State{Name: "web", Phase: workspace.Stopped}, nil},
+	} {
+		fake := &fakeControl{}
+		if c.state != nil {
+			fake.looks = []look{{state: *c.state}}
+		}
+		p := newTestProgram(t, fake)
+		if code := p.run(strings.Fields(c.args)...); code != exitDone {
+			t.Fatalf("exit code %d: %s", code, p.errs.String())
+		}
+		var got *workspace.SnapshotPolicy
+		if spec := fake.starts[0].Spec; spec != nil {
+			got = &spec.Snapshots
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("%s: %s", c.args, diff)
+		}
+	}
+	t.Setenv("HOLDFAST_SNAPSHOT_EVERY", "seldom")
+	p := newTestProgram(t, &fakeControl{})
+	if code := p.run("start", "web", "--detach"); code != exitUsage {
+		t.Errorf("exit code %d: %s", code, p.errs.String())
+	}
+	wantIn(t, "stderr", p.errs.String(), "snapshot_every")
 }
 
 func TestListsInVariables(t *testing.T) {

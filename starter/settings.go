@@ -32,6 +32,7 @@ type settings struct {
 	GCSEndpoint      string   `yaml:"gcs_endpoint"`      // where gs:// is, if not at Google
 	Engine           string   `yaml:"engine"`            // auto, docker or process
 	MetricsAddress   string   `yaml:"metrics_address"`   // host:port on which a worker serves /metrics; empty: none
+	SnapshotEvery    string   `yaml:"snapshot_every"`    // how often new workspaces are snapshotted while they run, or off
 }
 
 // Names of the global flags that settings come from.
@@ -46,6 +47,7 @@ const (
 	flagDNS               = "dns"
 	flagGCSEndpoint       = "gcs-endpoint"
 	flagOwner             = "owner"
+	flagSnapshotEvery     = "snapshot-every"
 	flagTemporalAddress   = "temporal-address"
 	flagTemporalNamespace = "temporal-namespace"
 	flagTemporalProfile   = "temporal-profile"
@@ -107,6 +109,9 @@ func loadSettings(c *cli.Context) (settings, error) {
 	}
 	if s.Owner == "" {
 		s.Owner = os.Getenv("HOLDFAST_OWNER")
+	}
+	if every := os.Getenv("HOLDFAST_SNAPSHOT_EVERY"); every != "" {
+		s.SnapshotEvery = every
 	}
 	if s.Owner == "" {
 		s.Owner = currentUser()

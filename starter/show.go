@@ -71,19 +71,31 @@ func renderWorkspaces(w io.Writer, lines []listedWorkspace, now time.Time, colou
 		fmt.Fprintln(w, "There are no workspaces. `holdfast start NAME` makes one.")
 		return
 	}
-	stale := false
+	stale, behind := false, false
 	rows := make([][]string, 0, len(lines))
 	for _, line := range lines {
+		backup, bound := age(line.LastSnapshot, now), "-"
+		if point := line.RecoveryPoint; point != nil {
+			if backup = "-"; point.Snapshot != "" && point.AgeSeconds >= 0 {
+				backup = age(point.Time, now)
+			}
+			if bound = point.Promised(); point.Exceeded {
+				bound, behind = bound+"!", true
+			}
+		}
 		phase := paint(line.Phase, colours)
 		if line.Stale {
 			phase, stale = phase+"?", true
 		}
-		rows = append(rows, []string{line.Name, phase, age(line.Since, now), orDash(line.Node), age(line.LastSnapshot, now), orDash(line.Owner)})
+		rows = append(rows, []string{line.Name, phase, age(line.Since, now), orDash(line.Node), backup, bound, orDash(line.Owner)})
 	}
 	renderTable(w, []column{
 		{name: "name", flexible: true, least: 16}, {name: "state"}, {name: "since", right: true}, {name: "node", flexible: true, least: 8},
-		{name: "backup", right: true}, {name: "owner", flexible: true, least: 8},
+		{name: "backup", right: true}, {name: "rpo", right: true}, {name: "owner", flexible: true, least: 8},
 	}, rows)
+	if behind {
+		fmt.Fprintln(w, "! its backup is older than promised: `holdfast why NAME` says why")
+	}
 	if stale {
 		fmt.Fprintln(w, "? the workspace itself did not answer; this is from Temporal's index, which lags")
 	}
@@ -104,11 +116,17 @@ func (p *program) show(c *cli.Context) error {
 			return err
 		}
 		if asJSON {
-			return printJSON(p.stdout, state)
+			return printJSON(p.stdout, shownState{State: state, RecoveryPoint: workspace.RecoveryPointOf(state, p.now())})
 		}
 		renderState(p.stdout, state, p.now(), p.colours)
 		return nil
 	})
+}
+
+// shownState is what `holdfast show -o json` prints: the state, and what follows from it at this moment.
+type shownState struct {
+	workspace.State
+	RecoveryPoint *workspace.RecoveryPoint `json:"recovery_point,omitempty"`
 }
 
 // renderState writes what is known as "field  value" lines.
@@ -159,6 +177,7 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 			}
 		}
 	}
+	renderRecoveryPoint(w, workspace.RecoveryPointOf(state, now), now)
 	if operation := state.Operation; operation != nil {
 		plain("doing", "%s: %s, since %s", operation.Kind, operation.Step, moment(operation.Began))
 	}
@@ -180,6 +199,21 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 			result = "done, owed to " + strings.Join(operation.Owed, ", ")
 		}
 		plain("recent", "%s at %s, took %s: %s", operation.Kind, moment(operation.Began), ago(operation.Ended.Sub(operation.Began)), result)
+	}
+}
+
+// renderRecoveryPoint says what a lost node costs (A7).
+func renderRecoveryPoint(w io.Writer, point *workspace.RecoveryPoint, now time.Time) {
+	if point == nil {
+		return
+	}
+	writeField(w, "rpo", point.Bound())
+	writeField(w, "", point.Held())
+	if next := point.Next(now); next != "" {
+		writeField(w, "", "next snapshot: "+next)
+	}
+	if failed := point.Failed(now); failed != "" {
+		writeField(w, "", "last snapshot: "+failed+"\n"+innermost(point.LastFailure.Error))
 	}
 }
 
@@ -265,6 +299,7 @@ func renderExplanation(w io.Writer, e workspace.Explanation, now time.Time, colo
 		writeField(w, "next try", "in "+ago(e.NextRetry.Sub(now))+", at "+moment(e.NextRetry))
 	}
 	writeField(w, "so far", e.Far)
+	renderRecoveryPoint(w, e.RecoveryPoint, now)
 	for i, line := range e.Safe {
 		name := "safe"
 		if i > 0 {

@@ -174,7 +174,8 @@ func cliTo(t *testing.T, s *stack, stdout io.Writer, args ...string) result {
 	defer cancel()
 	command := exec.CommandContext(ctx, binary(t), args...)
 	command.Dir = s.dir
-	command.Env = []string{"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"), "HOLDFAST_STATE_DIR=" + s.dir, "HOLDFAST_OWNER=tester"}
+	// What a test does not ask for does not happen: no timer snapshots its workspaces unless it says so.
+	command.Env = []string{"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"), "HOLDFAST_STATE_DIR=" + s.dir, "HOLDFAST_OWNER=tester", "HOLDFAST_SNAPSHOT_EVERY=off"}
 	var stderr bytes.Buffer
 	command.Stdout, command.Stderr = stdout, &stderr
 	began := time.Now()

@@ -44,6 +44,7 @@ type world struct {
 	commits  []workspace.Commit
 	content  map[string]string // <node>/<token> -> what it holds
 	started  map[string]bool
+	runs     map[string]bool
 	placed   map[workspace.Placed]bool
 	versions map[string]string // snapshot -> content
 	owed     []string
@@ -51,6 +52,9 @@ type world struct {
 	heads    *workspace.ReadHeadResult
 	next     int
 	violated []string
+	// unchanged counts the looks that found nothing to store; unsettled makes backups of what is being written to.
+	unchanged int
+	unsettled bool
 	// newestContent is what the person last had: it must exist somewhere at every step.
 	newestContent string
 }
@@ -72,7 +76,7 @@ func newWorld(t *testing.T) *world {
 func emptyWorld(t *testing.T) *world {
 	return &world{
 		t: t, attempts: map[string]int{},
-		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{},
+		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{},
 	}
 }
 
@@ -202,14 +206,17 @@ func (w *world) register(registry activityRegistry) {
 	})
 	add(workspace.ActivityStartInstance, func(_ context.Context, input workspace.StartInstanceInput) (workspace.StartInstanceResult, error) {
 		return do(w, workspace.ActivityStartInstance, func() (workspace.StartInstanceResult, error) {
-			w.started[place(input.Target)] = true
+			w.started[place(input.Target)], w.runs[place(input.Target)] = true, true
 			w.content[place(input.Target)] += "+"
 			w.newestContent = w.content[place(input.Target)]
 			return workspace.StartInstanceResult{Container: "container"}, nil
 		})
 	})
-	add(workspace.ActivityStopInstance, func(context.Context, workspace.StopInstanceInput) error {
-		_, err := do(w, workspace.ActivityStopInstance, func() (any, error) { return nil, nil })
+	add(workspace.ActivityStopInstance, func(_ context.Context, input workspace.StopInstanceInput) error {
+		_, err := do(w, workspace.ActivityStopInstance, func() (any, error) {
+			w.runs[place(input.Target)] = false
+			return nil, nil
+		})
 		return err
 	})
 	add(workspace.ActivityBackup, func(ctx context.Context, input workspace.BackupInput) (workspace.BackupResult, error) {
@@ -221,9 +228,16 @@ func (w *world) register(registry activityRegistry) {
 			if !ok {
 				return workspace.BackupResult{}, permanent(workspace.ErrorContentMissing, "no content")
 			}
+			if input.Kind == "final" {
+				w.runs[place(input.Target)] = false
+			}
+			if input.UnlessStatDigest == "digest of "+held {
+				w.unchanged++
+				return workspace.BackupResult{Unchanged: true, Time: time.Unix(1000, 0).UTC()}, nil
+			}
 			w.versions[id] = held
 			return workspace.BackupResult{
-				Backup: workspace.Backup{Snapshot: id, Files: 1, Omitted: w.omitted}, Time: time.Unix(1000, 0).UTC(), StatDigest: "digest of " + held,
+				Backup: workspace.Backup{Snapshot: id, Files: 1, Omitted: w.omitted}, Time: time.Unix(1000, 0).UTC(), StatDigest: "digest of " + held, Unsettled: w.unsettled,
 			}, nil
 		})
 	})
@@ -367,6 +381,18 @@ func (w *world) ask(at time.Duration, update string, request any) *error {
 	return rejected
 }
 
+// updateCallback notes whether an update was refused.
+type updateCallback struct{ rejected *error }
+
+func (c *updateCallback) Accept()             {}
+func (c *updateCallback) Reject(err error)    { *c.rejected = err }
+func (c *updateCallback) Complete(any, error) {}
+
+// heartbeatTimeout is how the silence of a node looks.
+func heartbeatTimeout() error {
+	return temporal.NewHeartbeatTimeoutError(workspace.BackupCheckpoint{Files: 3})
+}
+
 func (w *world) state() workspace.State {
 	w.t.Helper()
 	value, err := w.environment.QueryWorkflow(workspace.QueryState)
@@ -399,6 +425,31 @@ func (w *world) end() {
 	w.over = true
 }
 
+// start is of a workspace that no timer snapshots, so that what a test asks for is all that happens.
 func start() workspace.StartRequest {
-	return workspace.StartRequest{Subject: "ada", Spec: &workspace.Spec{}}
+	return workspace.StartRequest{Subject: "ada", Spec: &workspace.Spec{Snapshots: workspace.SnapshotPolicy{Off: true}}}
+}
+
+// startEvery is of one that is snapshotted at an interval.
+func startEvery(every time.Duration) workspace.StartRequest {
+	return workspace.StartRequest{Subject: "ada", Spec: &workspace.Spec{Snapshots: workspace.SnapshotPolicy{EverySeconds: int64(every / time.Second)}}}
+}
+
+// work changes the content of whatever runs, as a person does.
+func (w *world) work(at time.Duration) {
+	w.environment.RegisterDelayedCallback(func() {
+		w.mutex.Lock()
+		defer w.mutex.Unlock()
+		w.change()
+	}, at)
+}
+
+func (w *world) change() {
+	for place, held := range w.content {
+		if w.runs[place] && held == w.newestContent {
+			w.content[place] += "."
+			w.newestContent = w.content[place]
+			return
+		}
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.temporal.io/sdk/temporal"
 
 	"holdfast/workspace"
 )
@@ -16,7 +15,7 @@ import (
 func everyError() map[string]error {
 	all := map[string]error{
 		"transient": errors.New("connection reset by peer"),
-		"dead node": temporal.NewHeartbeatTimeoutError(workspace.BackupCheckpoint{Files: 3}),
+		"dead node": heartbeatTimeout(),
 	}
 	for _, kind := range []workspace.ErrorType{
 		workspace.ErrorInvalid, workspace.ErrorNotFound, workspace.ErrorConflict, workspace.ErrorStaleToken, workspace.ErrorNodeFull,
@@ -38,13 +37,21 @@ var everyActivity = []string{
 	workspace.ActivityRepair, workspace.ActivityRemoveInstance, workspace.ActivityDiscardInstance,
 }
 
-// life starts and stops a workspace twice, and once more at the end when nothing fails any more.
-func (w *world) life() (last *workspace.State) {
-	w.ask(0, workspace.UpdateStart, start())
+// lives are the workspaces that everything happens to: one that only commands act on, and one that a timer snapshots.
+var lives = map[string]workspace.StartRequest{"commands": start(), "timed": startEvery(20 * time.Minute)}
+
+// life starts and stops a workspace twice, and once more at the end when nothing fails any more. There is work between
+// two snapshots, and none.
+func (w *world) life(first workspace.StartRequest) (last *workspace.State) {
+	w.ask(0, workspace.UpdateStart, first)
 	w.ask(time.Hour, workspace.UpdateStop, workspace.StopRequest{})
 	w.ask(2*time.Hour, workspace.UpdateStart, workspace.StartRequest{})
 	w.ask(3*time.Hour, workspace.UpdateStop, workspace.StopRequest{})
 	w.environment.RegisterDelayedCallback(func() { w.fail, w.after = nil, nil }, 5*time.Hour)
+	if !first.Spec.Snapshots.Off {
+		w.work(30 * time.Minute)
+		w.work(150 * time.Minute)
+	}
 	w.ask(6*time.Hour, workspace.UpdateUnstick, workspace.UnstickRequest{})
 	w.ask(7*time.Hour, workspace.UpdateStart, start())
 	last = w.look(8 * time.Hour)
@@ -56,54 +63,62 @@ func (w *world) life() (last *workspace.State) {
 // or with its result lost, a full copy of what the person last had exists at every step, and when the fault is gone the
 // workspace starts with it.
 func TestEveryActivityFailingWithEveryError(t *testing.T) {
-	for _, name := range everyActivity {
-		for kind, fault := range everyError() {
-			for _, lost := range []bool{false, true} {
-				if lost && name == workspace.ActivityRemoveInstance && kind == string(workspace.ErrorContentChanged) {
-					continue // a node that has removed the content cannot find that it has changed
-				}
-				for _, from := range []int{1, 2} {
-					t.Run(fmt.Sprintf("%s/%s/lost=%t/from=%d", name, kind, lost, from), func(t *testing.T) {
-						w := newWorld(t)
-						inject := func(activity string, attempt int) error {
-							if activity == name && attempt >= from {
-								return fault
-							}
-							return nil
-						}
-						if lost {
-							w.after = inject
-						} else {
-							w.fail = inject
-						}
-						last := w.life()
-						require.Equal(t, workspace.Running, last.Phase, "%+v\nblock %+v\ncalls %v", last.Recent, last.Block, w.calls)
-						at := fmt.Sprintf("%s/%d", last.Instance.Node, last.Instance.Token)
-						require.Equal(t, w.newestContent, w.content[at], "the workspace runs with something else than the newest content")
-					})
+	for life, first := range lives {
+		for _, name := range everyActivity {
+			for kind, fault := range everyError() {
+				for _, lost := range []bool{false, true} {
+					if lost && name == workspace.ActivityRemoveInstance && kind == string(workspace.ErrorContentChanged) {
+						continue // a node that has removed the content cannot find that it has changed
+					}
+					for _, from := range []int{1, 2} {
+						t.Run(fmt.Sprintf("%s/%s/%s/lost=%t/from=%d", life, name, kind, lost, from), func(t *testing.T) {
+							failing(t, first, name, fault, lost, from)
+						})
+					}
 				}
 			}
 		}
 	}
 }
 
+func failing(t *testing.T, first workspace.StartRequest, name string, fault error, lost bool, from int) {
+	w := newWorld(t)
+	inject := func(activity string, attempt int) error {
+		if activity == name && attempt >= from {
+			return fault
+		}
+		return nil
+	}
+	if lost {
+		w.after = inject
+	} else {
+		w.fail = inject
+	}
+	last := w.life(first)
+	require.Equal(t, workspace.Running, last.Phase, "%+v\nblock %+v\ncalls %v", last.Recent, last.Block, w.calls)
+	at := fmt.Sprintf("%s/%d", last.Instance.Node, last.Instance.Token)
+	require.Equal(t, w.newestContent, w.content[at], "the workspace runs with something else than the newest content")
+}
+
 // Cancelling the workflow at every call loses nothing and leaves nothing removed that is not backed up.
 func TestCancellationAtEveryAwait(t *testing.T) {
-	whole := newWorld(t)
-	whole.life()
-	for n := 1; n <= len(whole.calls); n++ {
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			w := newWorld(t)
-			w.fail = func(string, int) error {
-				if len(w.calls) == n {
-					w.environment.CancelWorkflow()
+	for life, first := range lives {
+		whole := newWorld(t)
+		whole.life(first)
+		for n := 1; n <= len(whole.calls); n++ {
+			t.Run(fmt.Sprint(life, n), func(t *testing.T) {
+				w := newWorld(t)
+				w.fail = func(string, int) error {
+					if len(w.calls) == n {
+						w.environment.CancelWorkflow()
+					}
+					return nil
 				}
-				return nil
-			}
-			w.life()
-			require.True(t, w.fullCopy())
-			require.Error(t, w.environment.GetWorkflowError())
-		})
+				w.life(first)
+				require.True(t, w.fullCopy())
+				require.Error(t, w.environment.GetWorkflowError())
+			})
+		}
 	}
 }
 

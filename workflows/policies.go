@@ -84,6 +84,7 @@ const (
 	priorityStart   = 1
 	priorityStop    = 3
 	priorityBackup  = 4
+	priorityTimed   = 5
 	priorityRelease = 5
 )
 
@@ -93,6 +94,24 @@ func forStart(ctx workflow.Context, node, summary string, promise time.Duration)
 	ctx = onNode(ctx, node, summary, promise, priorityStart)
 	ctx = workflow.WithScheduleToStartTimeout(ctx, nodeAnswers)
 	return workflow.WithScheduleToCloseTimeout(ctx, promise+promise/4)
+}
+
+// timedSnapshot is the retry policy of what a timer does and will do again: a store that is away is not waited for, and
+// what is due next is not held up.
+var timedSnapshot = temporal.RetryPolicy{
+	InitialInterval:    time.Second,
+	BackoffCoefficient: 4,
+	MaximumInterval:    30 * time.Second,
+	MaximumAttempts:    3,
+}
+
+// timedAnswers is how long a timed snapshot waits for a node that is busy or away. Longer than one node's workspaces take
+// to pass when all of them are due at once, shorter than an interval.
+const timedAnswers = 3 * time.Minute
+
+// soon gives what was chosen for the steps of a timed snapshot less patience.
+func soon(ctx workflow.Context) workflow.Context {
+	return workflow.WithRetryPolicy(workflow.WithScheduleToStartTimeout(ctx, timedAnswers), timedSnapshot)
 }
 
 const (

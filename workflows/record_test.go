@@ -136,6 +136,23 @@ var scenarios = []scenario{
 		blocked := s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Blocked)
 		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada", AcceptOmissions: blocked.Kept.Snapshot}, workspace.Stopped)
 	}},
+	{"timed_snapshots", atlas, func(s *scene) {
+		s.startWith(startEvery(workspace.MinSnapshotEvery))
+		s.until("snapshotted, and found unchanged", func(state workspace.State) bool { return state.Protection.Unchanged })
+		s.locked(s.change)
+		s.until("snapshotted again", func(state workspace.State) bool { return state.Head.Sequence == 2 })
+		s.failing(func(name string, _ int) error {
+			if name == workspace.ActivityBackup {
+				return errors.New("no route to the store")
+			}
+			return nil
+		})
+		s.until("failed", func(state workspace.State) bool { return state.Protection.Failures == 1 })
+		s.locked(func() { delete(s.attempts, workspace.ActivityBackup) })
+		s.reached(workspace.ActivityBackup) // of the next
+		s.failing(nil)
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
+	}},
 	{"node_lease", "node/" + nodeOne, func(s *scene) {
 		begin(s, workspace.NodeWorkflow, workspace.NodeInput{Node: nodeOne})
 		register := func(incarnation string) {
@@ -365,14 +382,16 @@ func (s *scene) until(what string, is func(workspace.State) bool) workspace.Stat
 }
 
 // start is an update-with-start, as the command does it.
-func (s *scene) start() {
+func (s *scene) start() { s.t.Helper(); s.startWith(start()) }
+
+func (s *scene) startWith(request workspace.StartRequest) {
 	s.t.Helper()
 	handle, err := s.client.UpdateWithStartWorkflow(s.t.Context(), client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: s.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
 			ID: s.id, TaskQueue: workspace.ControlQueue, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
 		}, workspace.WorkspaceWorkflow, workspace.Input{Name: "atlas", Owner: "ada"}),
 		UpdateOptions: client.UpdateWorkflowOptions{
-			UpdateID: s.updateID(), UpdateName: workspace.UpdateStart, Args: []any{start()},
+			UpdateID: s.updateID(), UpdateName: workspace.UpdateStart, Args: []any{request},
 			WaitForStage: client.WorkflowUpdateStageCompleted,
 		},
 	})

@@ -7,8 +7,11 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	historypb "go.temporal.io/api/history/v1"
+	"go.temporal.io/api/temporalproto"
 	sdklog "go.temporal.io/sdk/log"
 	"go.temporal.io/sdk/worker"
+	"google.golang.org/protobuf/proto"
 
 	"holdfast/workflows"
 )
@@ -52,6 +55,47 @@ func TestReplay(t *testing.T) {
 	for _, scenario := range scenarios {
 		require.True(t, names[scenario.name], "no history of %s: record it", scenario.name)
 	}
+}
+
+// A7: what a timed snapshot adds to a history is small: with the default interval, a server's limit of 51,200 events and
+// its suggestion to continue as new at 4,096 are days away, and a look that finds nothing costs a third of that.
+func TestTimedSnapshotsAreSmallInHistories(t *testing.T) {
+	content, err := os.ReadFile(filepath.Join(histories, "v0", "timed_snapshots.json"))
+	require.NoError(t, err)
+	history := &historypb.History{}
+	require.NoError(t, temporalproto.CustomJSONUnmarshalOptions{}.Unmarshal(content, history))
+	var timed []int // events of each timed snapshot, its timer included
+	var bytes []int // of those events
+	var made [][]string
+	for _, event := range history.Events {
+		if event.GetTimerStartedEventAttributes() != nil {
+			timed, bytes, made = append(timed, 0), append(bytes, 0), append(made, nil)
+		}
+		if len(timed) == 0 {
+			continue
+		}
+		timed[len(timed)-1]++
+		bytes[len(bytes)-1] += proto.Size(event)
+		if scheduled := event.GetActivityTaskScheduledEventAttributes(); scheduled != nil {
+			made[len(made)-1] = append(made[len(made)-1], scheduled.ActivityType.Name)
+		}
+	}
+	var whole, looks int
+	for i, activities := range made {
+		switch len(activities) {
+		case 3: // backed up, verified, committed
+			whole++
+			require.LessOrEqual(t, timed[i], 27)
+			require.Less(t, bytes[i], 8<<10)
+		case 1:
+			looks++
+			require.LessOrEqual(t, timed[i], 13)
+			require.Less(t, bytes[i], 3<<10)
+		}
+	}
+	require.GreaterOrEqual(t, whole, 2, "%v", made)
+	require.GreaterOrEqual(t, looks, 2, "%v", made)
+	t.Logf("events %v, bytes %v", timed, bytes)
 }
 
 // A replay that accepts anything would prove nothing.

@@ -3,6 +3,7 @@ package workflows
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
@@ -54,10 +55,22 @@ func (w *entity) publish(ctx workflow.Context) error {
 		attributeState.ValueSet(string(w.state.Phase)),
 		attributeOwner.ValueSet(w.state.Owner),
 	}
-	if w.state.Head != nil && !w.state.Head.Time.IsZero() {
-		updates = append(updates, attributeLastSnapshot.ValueSet(w.state.Head.Time))
+	if at := w.lastSnapshot(); !at.IsZero() {
+		updates = append(updates, attributeLastSnapshot.ValueSet(at))
 	}
 	return workflow.UpsertTypedSearchAttributes(ctx, updates...)
+}
+
+// lastSnapshot is the moment whose content the stores hold: of a running workspace also when a look found that nothing had
+// changed since.
+func (w *entity) lastSnapshot() time.Time {
+	if w.state.Instance != nil && w.protection().Snapshot != "" && !w.protection().Time.IsZero() {
+		return w.protection().Time
+	}
+	if w.state.Head != nil {
+		return w.state.Head.Time
+	}
+	return time.Time{}
 }
 
 // describeNow writes the details that Temporal's Web UI shows. They cost no history event and are computed from the state.
@@ -76,6 +89,12 @@ func (w *entity) describeNow(ctx workflow.Context) {
 	}
 	if head := w.state.Head; head != nil {
 		line("newest version: snapshot `%s`, %s", head.Snapshot, head.Time.UTC().Format("2006-01-02 15:04:05 MST"))
+	}
+	if point := workspace.RecoveryPointOf(w.state, workflow.Now(ctx)); point != nil {
+		line("%s", point.Bound())
+		if failed := point.Failed(workflow.Now(ctx)); failed != "" {
+			line("the last snapshot: %s", failed)
+		}
 	}
 	if kept := w.state.Kept; kept != nil {
 		line("content kept on node %s: %s", kept.Node, kept.Why)

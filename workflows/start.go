@@ -22,8 +22,11 @@ func (w *entity) start(ctx workflow.Context, request *workspace.StartRequest) er
 			w.state.Spec, w.state.Secrets = *request.Spec, request.Secrets
 		}
 		w.state.Source = request.Source
-	} else if request.Spec != nil && request.Spec.Image != "" {
-		w.state.Spec.Image = request.Spec.Image
+	} else if request.Spec != nil {
+		if request.Spec.Image != "" {
+			w.state.Spec.Image = request.Spec.Image
+		}
+		w.state.Spec.Snapshots = request.Spec.Snapshots
 	}
 	plan := launch{only: request.Node, exclude: request.NotNode}
 	if request.AcceptVersion != "" && w.state.Kept != nil {
@@ -322,6 +325,7 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 	w.state.Kept = nil
 	w.state.Incomplete = false
 	w.enter(ctx, workspace.Running, "on node "+node.Node)
+	w.running(ctx)
 	return nil
 }
 

@@ -59,7 +59,7 @@ const mostFresh = 3
 // is the head, and the one before has what it was then.
 func (w *entity) settle(ctx workflow.Context, target workspace.Target, sequence uint64) error {
 	for fresh := 0; ; fresh++ {
-		commit, owed, backup, err := w.snapshot(ctx, target, "final", &sequence)
+		commit, owed, backup, err := w.snapshot(ctx, target, finalSnapshot, &sequence)
 		if failureType(err) == workspace.ErrorContentMissing && w.removedAlready() {
 			return w.removedBefore(ctx, target)
 		}
@@ -209,57 +209,6 @@ func (w *entity) keep(ctx workflow.Context, target workspace.Target, sequence ui
 	return err
 }
 
-// snapshot backs up, verifies by a separate look and commits (invariants 1, 3 and 7). When the look finds that
-// something is missing, it backs up again: what is there is not sent again.
-func (w *entity) snapshot(ctx workflow.Context, target workspace.Target, kind string, sequence *uint64) (workspace.Commit, []string, *workspace.Backup, error) {
-	for again := time.Second; ; again = min(2*again, slowest) {
-		w.step(ctx, workspace.StepBackup, kind+" snapshot")
-		var result workspace.BackupResult
-		if err := workflow.ExecuteActivity(onNodeReading(ctx, target.Node, "back up, "+kind, backupAttempt, priorityOf(kind)),
-			workspace.ActivityBackup, workspace.BackupInput{Target: target, Kind: kind}).Get(ctx, &result); err != nil {
-			return workspace.Commit{}, nil, nil, err
-		}
-		w.step(ctx, workspace.StepVerify, "snapshot "+result.Backup.Snapshot)
-		var verified workspace.VerifyResult
-		err := workflow.ExecuteActivity(onNodeReading(ctx, target.Node, "look at every stored object", verifyAttempt, priorityOf(kind)),
-			workspace.ActivityVerify, workspace.VerifyInput{Target: target, Snapshot: result.Backup.Snapshot}).Get(ctx, &verified)
-		if failureType(err) == workspace.ErrorNotStored {
-			w.logger.Warn("the stores do not hold what was written; backing up again", "error", err)
-			if err := workflow.Sleep(ctx, again); err != nil {
-				return workspace.Commit{}, nil, nil, err
-			}
-			continue
-		}
-		if err != nil {
-			return workspace.Commit{}, nil, nil, err
-		}
-
-		*sequence++
-		commit := workspace.Commit{
-			WorkspaceID: w.state.ID, Token: target.Token, Sequence: *sequence, Snapshot: result.Backup.Snapshot, Kind: kind,
-			Time: result.Time, Files: result.Backup.Files, Bytes: result.Backup.Bytes, Omitted: result.Backup.Omitted,
-			Omissions: result.Omissions, Excluded: result.Excluded, StatDigest: result.StatDigest, Node: target.Node,
-		}
-		if w.state.Instance != nil {
-			w.state.Instance.Sequence = *sequence
-		}
-		w.step(ctx, workspace.StepCommit, "snapshot "+commit.Snapshot)
-		if err := workflow.ExecuteActivity(onNode(ctx, target.Node, fmt.Sprintf("commit %d.%d", commit.Token, commit.Sequence), commitAttempt, priorityOf(kind)),
-			workspace.ActivityCommit, workspace.CommitInput{Target: target, Commit: commit}).Get(ctx, nil); err != nil {
-			return workspace.Commit{}, nil, nil, err
-		}
-		w.state.Head = &commit
-		return commit, verified.Owed, &result.Backup, nil
-	}
-}
-
-func priorityOf(kind string) int {
-	if kind == "final" {
-		return priorityStop
-	}
-	return priorityBackup
-}
-
 // errChanged: the node refused the removal because the content is no longer what was backed up. It is backed up again.
 var errChanged = errors.New("the content changed after its backup")
 
@@ -371,22 +320,6 @@ func (w *entity) hold(err error) error {
 		w.state.Kept.Why = "bringing the stores up to date failed: " + words
 	}
 	return err
-}
-
-// backup snapshots the running instance.
-func (w *entity) backup(ctx workflow.Context) error {
-	if w.state.Instance == nil || w.state.Phase != workspace.Running {
-		return &refusalError{workspace.ErrorRefused, fmt.Sprintf("workspace %s is not running (%s)", w.state.Name, w.state.Phase)}
-	}
-	commit, owed, numbers, err := w.snapshot(ctx, w.target(w.state.Instance), "live", &w.state.Instance.Sequence)
-	if err != nil {
-		return err
-	}
-	w.state.Operation.Snapshot, w.state.Operation.Backup, w.state.Operation.Owed = commit.Snapshot, numbers, owed
-	if commit.Omitted > 0 {
-		w.state.Operation.Owed = append(w.state.Operation.Owed, fmt.Sprintf("%d things are not in it as they were", commit.Omitted))
-	}
-	return nil
 }
 
 // seal records a token that no instance has, so that whatever an older one still writes is never the head.

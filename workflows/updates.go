@@ -64,7 +64,7 @@ func (w *entity) mayInterrupt(by workspace.OperationKind) bool {
 		}
 	case workspace.OperationStop:
 		switch w.state.Operation.Kind {
-		case workspace.OperationStart, workspace.OperationRestore, workspace.OperationBackup:
+		case workspace.OperationStart, workspace.OperationRestore, workspace.OperationBackup, workspace.OperationSnapshot:
 			return true // a start that a person gives up is undone; it may be waiting for a git server or an upload
 		case workspace.OperationRelease:
 			return step == workspace.StepRepair
@@ -215,7 +215,7 @@ func (w *entity) validateUnstick(workspace.UnstickRequest) error {
 		return w.refuse("it is being unstuck already")
 	}
 	if w.state.Phase == workspace.Running || w.state.Phase == workspace.Stopped || w.state.Phase == workspace.Pending {
-		if w.state.Operation == nil {
+		if w.state.Operation == nil || w.state.Operation.Kind == workspace.OperationSnapshot {
 			return w.refuse("it is not stuck (%s)", w.state.Phase)
 		}
 	}

@@ -82,12 +82,29 @@ func (w *entity) run(ctx workflow.Context) error {
 			if len(w.queue) == 0 {
 				return workflow.NewContinueAsNewError(ctx, workspace.WorkspaceWorkflow, workspace.Input{Name: w.state.Name, State: &w.state})
 			}
+		case w.snapshotDue(ctx):
+			if err := w.perform(ctx, w.snapshotCommand(ctx)); err != nil {
+				return err
+			}
 		default:
-			if err := workflow.Await(ctx, func() bool { return len(w.queue) > 0 }); err != nil {
+			if err := w.idle(ctx); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// idle waits for a command, or until something is due.
+func (w *entity) idle(ctx workflow.Context) error {
+	asked := func() bool { return len(w.queue) > 0 }
+	due := w.nextSnapshot()
+	if due.IsZero() {
+		return workflow.Await(ctx, asked)
+	}
+	_, err := workflow.AwaitWithOptions(ctx, workflow.AwaitOptions{
+		Timeout: due.Sub(workflow.Now(ctx)), TimerOptions: workflow.TimerOptions{Summary: "the next snapshot"},
+	}, asked)
+	return err
 }
 
 // perform runs one command to its end. It returns an error only when the workflow itself is cancelled: how a command
@@ -108,6 +125,8 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 		err = w.stop(operationCtx, command.Stop)
 	case workspace.OperationBackup:
 		err = w.backup(operationCtx)
+	case workspace.OperationSnapshot:
+		err = w.timedSnapshot(operationCtx)
 	case workspace.OperationDelete:
 		err = w.delete(operationCtx, command.Delete)
 	case workspace.OperationUnstick:
@@ -141,6 +160,9 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 		w.logger.Info("operation ended without doing what was asked", "operation", operation.Kind, "type", operation.ErrorType)
 	}
 	w.state.Operation = nil
+	if operation.Kind == workspace.OperationSnapshot {
+		return // told in Protection: hundreds a day would push out what people asked for
+	}
 	w.state.Recent = append(w.state.Recent, *operation)
 	if extra := len(w.state.Recent) - workspace.MaxRecent; extra > 0 {
 		w.state.Recent = append([]workspace.Operation(nil), w.state.Recent[extra:]...)

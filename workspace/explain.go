@@ -52,6 +52,9 @@ type Explanation struct {
 	Progress *BackupCheckpoint `json:"progress,omitempty"`
 	Far      string            `json:"far,omitempty"` // Progress in words
 
+	// RecoveryPoint is what a lost node would cost; nil when nothing runs.
+	RecoveryPoint *RecoveryPoint `json:"recovery_point,omitempty"`
+
 	Safe []string `json:"safe"` // where the content is, newest first
 	Can  []Action `json:"can"`  // what the person can do
 }
@@ -76,6 +79,7 @@ func Explain(state State, pending []PendingActivity, now time.Time) Explanation 
 			e.Progress, e.Far = checkpoint, checkpoint.words(activity.Name == ActivityBackup)
 		}
 	}
+	e.RecoveryPoint = RecoveryPointOf(state, now)
 	e.Doing = doing(state, e, now)
 	e.Safe = safe(state, now)
 	e.Can = can(state, e)
@@ -230,7 +234,7 @@ func headWords(state State, now time.Time) string {
 	if head.Files > 0 || head.Bytes > 0 {
 		text += fmt.Sprintf(": %d files, %s", head.Files, size(head.Bytes))
 	}
-	if owed := owedOf(state, head.Snapshot); len(owed) > 0 {
+	if owed := OwedOf(state, head.Snapshot); len(owed) > 0 {
 		text += "; still owed to " + strings.Join(owed, ", ")
 	} else {
 		text += "; on every store of the policy"
@@ -244,10 +248,13 @@ func headWords(state State, now time.Time) string {
 	return text + "."
 }
 
-// owedOf names the stores that do not hold a snapshot whole, as far as the state records it.
-func owedOf(state State, snapshot string) []string {
+// OwedOf names the stores that do not hold a snapshot whole, as far as the state records it.
+func OwedOf(state State, snapshot string) []string {
 	if state.Kept != nil && state.Kept.Snapshot == snapshot {
 		return state.Kept.Owed
+	}
+	if known := state.Protection; state.Instance != nil && known != nil && known.Token == state.Instance.Token && known.Snapshot == snapshot {
+		return known.Owed
 	}
 	for _, operation := range slices.Backward(state.Recent) {
 		switch {

@@ -211,6 +211,8 @@ type StopInstanceInput struct {
 type BackupInput struct {
 	Target Target `json:"target"`
 	Kind   string `json:"kind"` // live, final
+	// UnlessStatDigest is that of content which is stored already: while a live one still has it, nothing is stored.
+	UnlessStatDigest string `json:"unless_stat_digest,omitempty"`
 }
 
 // BackupResult is a snapshot that is written, not yet verified or committed.
@@ -221,6 +223,12 @@ type BackupResult struct {
 	Omissions  []Omission `json:"omissions,omitempty"` // the first MaxOmissions that matter for removal
 	Excluded   *Excluded  `json:"excluded,omitempty"`
 	Owed       []string   `json:"owed,omitempty"`
+	// Unchanged: the content has the stat digest that the request named, so that nothing was stored. Nothing but Time is
+	// set then.
+	Unchanged bool `json:"unchanged,omitempty"`
+	// Unsettled: something changed each time that it was read, so that an equal stat digest later does not mean that it is
+	// in this snapshot as it is.
+	Unsettled bool `json:"unsettled,omitempty"`
 }
 
 // BackupCheckpoint travels in the heartbeats of a backup: a hint (invariant 9), shown to people.

@@ -27,6 +27,8 @@ type Spec struct {
 	Environment []string `json:"environment,omitempty"` // names only, for display
 	// StopGraceSeconds is how long SIGTERM has before SIGKILL. Range 0 to 3600; 0 means 10.
 	StopGraceSeconds int `json:"stop_grace_seconds,omitempty"`
+	// Snapshots says how often it is snapshotted while it runs.
+	Snapshots SnapshotPolicy `json:"snapshots,omitzero"`
 }
 
 // SourceKind says where the first content of a workspace comes from.
@@ -80,7 +82,7 @@ func (s Spec) Validate() error {
 			return err
 		}
 	}
-	return nil
+	return s.Snapshots.Validate()
 }
 
 // Validate checks secrets without ever putting a value into an error.

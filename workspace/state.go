@@ -39,6 +39,8 @@ type State struct {
 	// Head is the newest commit the workflow knows; a start compares it with the catalog's (invariant 4).
 	Head     *Commit   `json:"head,omitempty"`
 	Instance *Instance `json:"instance,omitempty"` // the one that runs, starts or stops
+	// Protection is how far the stores are behind the instance while it runs.
+	Protection *Protection `json:"protection,omitempty"`
 	// Kept is content on a node that is not yet surely on every provider of the policy. While it is set, the content is
 	// the newest there is, and a start adopts it.
 	Kept *Kept `json:"kept,omitempty"`
@@ -174,6 +176,9 @@ const (
 	OperationUnstick OperationKind = "unstick"
 	// OperationRelease brings late providers up to date and then removes content that stayed on a node.
 	OperationRelease OperationKind = "release"
+	// OperationSnapshot is the snapshot that a timer makes while the workspace runs. It is not among the recent ones: what
+	// came of it is in Protection.
+	OperationSnapshot OperationKind = "snapshot"
 )
 
 // Operation is one command on its way.

@@ -1,0 +1,88 @@
+package testsuite_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"holdfast/workspace"
+)
+
+// shown is what `show -o json` says of a running workspace.
+type shown struct {
+	workspace.State
+	RecoveryPoint *workspace.RecoveryPoint `json:"recovery_point"`
+}
+
+func showPoint(t *testing.T, s *stack, name string) shown {
+	t.Helper()
+	var state shown
+	r := must(t, s, 0, nil, "show", name, "-o", "json")
+	require.NoError(t, json.Unmarshal([]byte(r.stdout), &state), r.stdout)
+	return state
+}
+
+// TestSnapshotsWhileRunning is A7: what a lost node can cost is bounded and told, an outage of the stores is told and
+// disturbs nobody, and what is fetched from the stores after the node's death is the work of at most an interval ago.
+func TestSnapshotsWhileRunning(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, "any", "process")
+	must(t, s, 0, nil, "start", "web", "--snapshot-every", "10s")
+	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "echo first > work.txt")
+	holds := func(text string) func() bool {
+		return func() bool {
+			state := show(t, s, "web")
+			archive := filepath.Join(t.TempDir(), "web.tar")
+			if state.Head == nil || cli(t, s, "download", "web", "--snapshot", state.Head.Snapshot, "-o", archive).code != 0 {
+				return false
+			}
+			content, err := os.ReadFile(archive)
+			require.NoError(t, err)
+			return strings.Contains(string(content), text)
+		}
+	}
+	waitFor(t, "a timed snapshot of the first work", patience, holds("first"))
+	state := showPoint(t, s, "web")
+	require.Equal(t, "live", state.Head.Kind)
+	require.Equal(t, int64(10), state.RecoveryPoint.IntervalSeconds)
+	require.GreaterOrEqual(t, state.RecoveryPoint.BoundSeconds, int64(10))
+
+	// Nothing changes: nothing is stored, and it is fresh all the same.
+	var first shown
+	waitFor(t, "a look that finds nothing changed", patience, func() bool {
+		first = showPoint(t, s, "web")
+		return first.RecoveryPoint.Unchanged
+	})
+	stored := len(objects(t, s.store(t, 1), workspace.RepositoryPrefix(first.ID)+"/snapshots/"))
+	waitFor(t, "two more", patience, func() bool {
+		return showPoint(t, s, "web").RecoveryPoint.Time.Sub(first.RecoveryPoint.Time) > 15*time.Second
+	})
+	require.Len(t, objects(t, s.store(t, 1), workspace.RepositoryPrefix(first.ID)+"/snapshots/"), stored)
+	must(t, s, 0, []string{"RPO", "web"}, "list")
+
+	// Every store is away: it is told, and the person works on.
+	store := filepath.Join(s.dir, "store")
+	require.NoError(t, s.Storage().Kill())
+	require.NoError(t, os.Rename(store, store+".away"))
+	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "echo second >> work.txt")
+	waitFor(t, "a snapshot that could not be made", patience, func() bool { return showPoint(t, s, "web").RecoveryPoint.Failures > 0 })
+	away := showPoint(t, s, "web")
+	require.Equal(t, workspace.Running, away.Phase)
+	must(t, s, 0, []string{"last snapshot: it failed", "connection refused", "next snapshot:"}, "why", "web")
+	require.NoError(t, os.Rename(store+".away", store))
+	require.NoError(t, s.Storage().Start(t.Context()))
+	waitFor(t, "the stores hold the second work", patience, holds("second"))
+	require.Zero(t, showPoint(t, s, "web").RecoveryPoint.Failures)
+
+	// A stop does not wait for the timer, and its snapshot is a final one.
+	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "echo third >> work.txt")
+	must(t, s, 0, []string{"is stopped"}, "stop", "web")
+	require.Equal(t, "final", show(t, s, "web").Head.Kind)
+	require.True(t, holds("third")())
+	require.Nil(t, showPoint(t, s, "web").RecoveryPoint)
+}

@@ -51,12 +51,13 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 		defer repository.Close()
 		began = time.Now()
 		made, err := repository.Backup(ctx, content, snapshot.BackupOptions{
-			Kind:     snapshot.Kind(input.Kind),
-			Hostname: "holdfast-" + target.Name,
-			Paths:    []string{"/workspace"},
-			Time:     began,
-			Tags:     []string{"holdfast", fmt.Sprintf("token:%d", target.Token)},
-			Progress: progress.update,
+			Kind:      snapshot.Kind(input.Kind),
+			Hostname:  "holdfast-" + target.Name,
+			Paths:     []string{"/workspace"},
+			Time:      began,
+			Tags:      []string{"holdfast", fmt.Sprintf("token:%d", target.Token)},
+			StateFile: n.Volumes.state(target.WorkspaceID, target.Token),
+			Progress:  progress.update,
 		})
 		if err != nil {
 			return fmt.Errorf("backing up: %w", err)

@@ -66,6 +66,33 @@ func TestFinalBackupHalts(t *testing.T) {
 	require.Zero(t, again.Backup.PacksUploaded)
 }
 
+// What the last backup knew of the content is kept beside it, and moves with it: the next one reads no tree from the store.
+func TestBackupRemembersTheContent(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	target := r.started(1)
+	_, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "live"})
+	require.NoError(t, err)
+	require.FileExists(t, r.node.Volumes.state(id, 1))
+	require.NoError(t, r.node.Volumes.adopt(id, target.Name, 1, 2))
+	target.Token = 2
+	packs := 0
+	r.stores[0].Inject(faulty.Rule{Op: faulty.Get, Times: 1, Match: func(key string) bool {
+		if strings.Contains(key, "/data/") {
+			packs++
+		}
+		return false
+	}})
+	again, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "live"})
+	require.NoError(t, err)
+	require.Equal(t, int64(2), again.Backup.Files)
+	require.Zero(t, packs)
+
+	require.NoError(t, os.Remove(r.node.Volumes.state(id, 2)))
+	_, err = run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "live"})
+	require.NoError(t, err)
+	require.NotZero(t, packs, "without it the snapshot's trees are read")
+}
+
 // A14, invariant 1: what is not in the snapshot is counted and named; a socket blocks nothing.
 func TestOmissions(t *testing.T) {
 	r := newRig(t, storage.PolicyAny)

@@ -35,8 +35,9 @@ type backup struct {
 	parent    *storedSnapshot
 	parents   *packReader // for the parent's trees
 	readers   []*contentReader
-	// reread: content is never taken over from the parent.
+	// reread: content is never taken over from the parent, nor from the state file.
 	reread bool
+	state  backupState
 
 	rules *ignoreRules // of the call
 
@@ -156,6 +157,8 @@ func (b *backup) run(ctx context.Context) (*BackupResult, error) {
 	if err := b.findParent(ctx); err != nil {
 		return nil, err
 	}
+	b.openState()
+	defer b.closeState()
 	stopProgress := b.reportProgress()
 	defer stopProgress()
 
@@ -169,7 +172,11 @@ func (b *backup) run(ctx context.Context) (*BackupResult, error) {
 	if err := lock.valid(); err != nil {
 		return nil, err
 	}
-	return b.commit(ctx, top)
+	result, err := b.commit(ctx, top)
+	if err == nil {
+		b.writeState()
+	}
+	return result, err
 }
 
 // scanAndCopy reads the directory, while what some provider lacks is copied to it.

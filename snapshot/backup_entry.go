@@ -16,24 +16,39 @@ import (
 // readAttempts is how often a file that changes while it is read is read.
 const readAttempts = 3
 
-// enter makes the directory's own node and looks up what the parent snapshot has of it.
-func (b *backup) enter(ctx context.Context, d *scanDir, fd int) error {
+// enter makes the directory's own node and finds what the state file knows of it.
+func (b *backup) enter(_ context.Context, d *scanDir, fd int) error {
 	d.node = b.newNode(lastName(d.path), "dir", &d.stat)
-	d.node.ExtendedAttributes = b.attributes(d.path, func() ([]extendedAttribute, error) { return descriptorXattrs(fd) })
-	switch {
-	case b.parent == nil || b.reread || b.parentFailed.Load():
+	b.recallDir(d, fd)
+	if d.recalled.self {
+		d.node.ExtendedAttributes = decodeAttributes(d.recalled.known.attributes)
+	} else {
+		d.node.ExtendedAttributes = b.attributes(d.path, func() ([]extendedAttribute, error) { return descriptorXattrs(fd) })
+	}
+	return nil
+}
+
+// previously finds what the parent snapshot has of a directory, which takes the trees of those above it too. Nothing when
+// it has none.
+func (b *backup) previously(ctx context.Context, d *scanDir) error {
+	d.lookUp.Lock()
+	defer d.lookUp.Unlock()
+	if d.lookedUp || b.parent == nil || b.reread || b.parentFailed.Load() {
 		return nil
-	case d.parent == nil:
-		d.parentTree = b.parent.Tree
-	default:
-		if previous := d.parent.previousNode(d.node.Name); previous != nil && previous.Type == "dir" {
-			d.parentTree = previous.Subtree
+	}
+	d.lookedUp = true
+	tree := b.parent.Tree
+	if d.parent != nil {
+		if err := b.previously(ctx, d.parent); err != nil {
+			return err
 		}
+		previous := d.parent.previousNode(lastName(d.path))
+		if previous == nil || previous.Type != "dir" {
+			return nil
+		}
+		tree = previous.Subtree
 	}
-	if d.parentTree == nil {
-		return nil
-	}
-	nodes, err := b.parents.tree(ctx, *d.parentTree)
+	nodes, err := b.parents.tree(ctx, *tree)
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -62,26 +77,23 @@ func (d *scanDir) previousNode(name string) *node {
 	return &d.previous[at]
 }
 
-// leave stores the directory's tree and puts its node into the directory above.
+// leave stores the directory's tree, unless it is the one that the state file names, and puts its node into the directory
+// above.
 func (b *backup) leave(ctx context.Context, d *scanDir) error {
 	b.checkRules(d)
-	nodes := make([]node, 0, len(d.entries))
-	for i := range d.entries {
-		if e := &d.entries[i]; !e.gone && e.node != nil {
-			nodes = append(nodes, *e.node)
-			e.node = nil
+	id, same := b.recalledTree(d)
+	if !same {
+		var err error
+		if id, err = b.storeTree(ctx, d); err != nil {
+			return err
 		}
-	}
-	encoded, err := encodeTree(nodes)
-	if err != nil {
-		return fmt.Errorf("the directory %s: %w", quotePath("/"+d.path), err)
-	}
-	id, err := b.saver.save(ctx, treeBlob, encoded)
-	if err != nil {
-		return fmt.Errorf("storing the directory %s: %w", quotePath("/"+d.path), err)
 	}
 	if d.node.Type == "" { // it could not be opened
 		d.node = b.newNode(lastName(d.path), "dir", &d.stat)
+	}
+	b.remember(d, id, same)
+	for i := range d.entries {
+		d.entries[i].node = nil
 	}
 	b.dirs.Add(1)
 	if d.parent == nil {
@@ -95,12 +107,27 @@ func (b *backup) leave(ctx context.Context, d *scanDir) error {
 	return nil
 }
 
+func (b *backup) storeTree(ctx context.Context, d *scanDir) (blobID, error) {
+	encoded, err := encodeTree(b.nodes(d))
+	if err != nil {
+		return blobID{}, fmt.Errorf("the directory %s: %w", quotePath("/"+d.path), err)
+	}
+	id, err := b.saver.save(ctx, treeBlob, encoded)
+	if err != nil {
+		return blobID{}, fmt.Errorf("storing the directory %s: %w", quotePath("/"+d.path), err)
+	}
+	return id, nil
+}
+
 func (b *backup) omit(path string, kind OmissionKind, reason string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.omissions = append(b.omissions, Omission{Path: omissionPath(path), Kind: kind, Reason: reason})
 	if kind == OmissionUnreadable {
 		b.unreadable.Add(1)
+	}
+	if kind != OmissionUnsupported {
+		b.state.doubt(path)
 	}
 }
 
@@ -112,14 +139,23 @@ func (b *backup) vanished(path string) {
 	}
 }
 
-func (b *backup) listed(d *scanDir) {
+// listed takes what did not change from the state file; for the rest it asks the parent snapshot, where that may know more.
+func (b *backup) listed(ctx context.Context, d *scanDir) error {
 	if b.r.moments.listed != nil {
 		b.r.moments.listed(d.path)
 	}
+	b.current.Store(&d.path)
+	if b.recallEntries(d) || !b.askParent(d) {
+		return nil
+	}
+	return b.previously(ctx, d)
 }
 
 // entry makes the node of anything but a directory.
 func (b *backup) entry(ctx context.Context, worker int, d *scanDir, fd int, e *scanEntry) error {
+	if e.recalled {
+		return nil
+	}
 	for range readAttempts {
 		err := b.entryOnce(ctx, worker, d, fd, e)
 		if !errors.Is(err, errChangedKind) {
@@ -129,7 +165,7 @@ func (b *backup) entry(ctx context.Context, worker int, d *scanDir, fd int, e *s
 		if err := fstatat(fd, e.name, &stat); err != nil {
 			return b.unreadableEntry(d, e, err)
 		}
-		e.stat = recordOf(&stat)
+		e.stat, e.node = recordOf(&stat), nil
 		if e.stat.kind() == unix.S_IFDIR {
 			break // too late: directories were given out
 		}
@@ -142,9 +178,6 @@ func (b *backup) entry(ctx context.Context, worker int, d *scanDir, fd int, e *s
 func (b *backup) entryOnce(ctx context.Context, worker int, d *scanDir, fd int, e *scanEntry) error {
 	path := d.join(e.name)
 	b.current.Store(&path)
-	kind := map[uint32]string{
-		unix.S_IFLNK: "symlink", unix.S_IFBLK: "dev", unix.S_IFCHR: "chardev", unix.S_IFIFO: "fifo",
-	}[e.stat.kind()]
 	switch e.stat.kind() {
 	case unix.S_IFREG:
 		return b.file(ctx, worker, d, fd, e)
@@ -156,8 +189,9 @@ func (b *backup) entryOnce(ctx context.Context, worker int, d *scanDir, fd int, 
 		b.omit(path, OmissionUnsupported, fmt.Sprintf("of kind %o", e.stat.kind()))
 		return nil
 	}
-	n := b.newNode(e.name, kind, &e.stat)
-	if kind == "symlink" {
+	e.doubtful = !e.stat.settled()
+	n := b.newNode(e.name, nodeType(e.stat.kind()), &e.stat)
+	if e.stat.kind() == unix.S_IFLNK {
 		var err error
 		if n.LinkTarget, err = readlink(fd, e.name); errors.Is(err, unix.EINVAL) {
 			return errChangedKind
@@ -179,6 +213,25 @@ func (b *backup) entryOnce(ctx context.Context, worker int, d *scanDir, fd int, 
 	return nil
 }
 
+// nodeType is what nodes call a kind of file.
+func nodeType(kind uint32) string {
+	switch kind {
+	case unix.S_IFREG:
+		return "file"
+	case unix.S_IFDIR:
+		return "dir"
+	case unix.S_IFLNK:
+		return "symlink"
+	case unix.S_IFBLK:
+		return "dev"
+	case unix.S_IFCHR:
+		return "chardev"
+	case unix.S_IFIFO:
+		return "fifo"
+	}
+	return ""
+}
+
 // unreadableEntry leaves an entry out, and says so unless it is simply gone.
 func (b *backup) unreadableEntry(d *scanDir, e *scanEntry, err error) error {
 	switch {
@@ -195,12 +248,13 @@ func (b *backup) unreadableEntry(d *scanDir, e *scanEntry, err error) error {
 
 // file makes the node of a regular file.
 func (b *backup) file(ctx context.Context, worker int, d *scanDir, dir int, e *scanEntry) error {
+	if e.node != nil { // the state file knows its content
+		b.takeOver(d, dir, e, e.node.Content)
+		return nil
+	}
 	previous := d.previousNode(e.name)
 	if b.unchanged(previous, &e.stat) {
-		n := b.newNode(e.name, "file", &e.stat)
-		n.ExtendedAttributes = b.attributes(d.join(e.name), func() ([]extendedAttribute, error) { return sortXattrs(readXattrs(dir, e.name)) })
-		b.oldFiles.Add(1)
-		b.keepFile(e, n, previous.Content, int64(previous.Size))
+		b.takeOver(d, dir, e, previous.Content)
 		return nil
 	}
 	fd, stat, err := openRegular(dir, e.name)
@@ -212,12 +266,21 @@ func (b *backup) file(ctx context.Context, worker int, d *scanDir, dir int, e *s
 	}
 	defer unix.Close(fd)
 	e.stat = stat
-	if previous == nil {
+	if previous == nil && !e.there {
 		b.newFiles.Add(1)
 	} else {
 		b.changedFiles.Add(1)
 	}
 	return b.readFile(ctx, worker, d, fd, e)
+}
+
+// takeOver makes the node of a file whose content is known and in the repository.
+func (b *backup) takeOver(d *scanDir, dir int, e *scanEntry, content []blobID) {
+	e.doubtful = !e.stat.settled() // before the attributes are read: what changes them later then moves the ctime
+	n := b.newNode(e.name, "file", &e.stat)
+	n.ExtendedAttributes = b.attributes(d.join(e.name), func() ([]extendedAttribute, error) { return sortXattrs(readXattrs(dir, e.name)) })
+	b.oldFiles.Add(1)
+	b.keepFile(e, n, content, e.stat.size)
 }
 
 // readFile stores an open file's content, again when it changed meanwhile.
@@ -263,7 +326,7 @@ func (b *backup) readFile(ctx context.Context, worker int, d *scanDir, fd int, e
 		}
 		if !unchanged {
 			b.omit(d.join(e.name), OmissionChanged, fmt.Sprintf("it changed each of %d times that it was read", attempt))
-			n.ChangeTime = time.Time{} // so that no later backup takes this content over
+			n.ChangeTime, e.doubtful = time.Time{}, true // so that no later backup takes this content over
 		} else {
 			b.rememberLinked(&e.stat, content, size)
 		}

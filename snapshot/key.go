@@ -73,9 +73,14 @@ func deriveKey(password, salt []byte, cost KDFParameters) (masterKey, error) {
 	if err != nil {
 		return masterKey{}, fmt.Errorf("deriving a key from the password: %w", err)
 	}
+	return masterKeyOf(derived), nil
+}
+
+// masterKeyOf cuts 64 derived bytes into the parts of a key.
+func masterKeyOf(derived []byte) masterKey {
 	key := masterKey{Encrypt: derived[:32], MAC: macKey{K: derived[32:48], R: derived[48:64]}}
 	clampR(key.MAC.R)
-	return key, nil
+	return key
 }
 
 // newKeyFile seals a master key with a password.

@@ -51,6 +51,7 @@ type Repository struct {
 	// chunkerKey decides where files are cut. It is derived from the master key, so that who sees only sizes of chunks
 	// cannot recognise known files by them.
 	chunkerKey []byte
+	stateBox   *envelope // seals state files
 
 	backups sync.Mutex // held by a running Backup
 	moments moments
@@ -71,6 +72,8 @@ type Repository struct {
 type moments struct {
 	listed func(path string)              // a directory was listed, its entries are not read yet
 	read   func(path string, attempt int) // a file was read, and not yet looked at again
+	// untold: as on a file system where a change of an extended attribute leaves a file's ctime alone.
+	untold bool
 }
 
 // storedFile is what is known of a stored object whose whole content was seen.
@@ -153,7 +156,7 @@ func openStore(ctx context.Context, s store, password []byte, options Options) (
 	}
 	r.keyName, r.box = opened.name, opened.box
 	r.remember(opened.name, opened.data)
-	if err := r.deriveChunkerKey(opened.master); err != nil {
+	if err := r.deriveKeys(opened.master); err != nil {
 		return nil, err
 	}
 	if r.codec, err = newCodec(options.Concurrency); err != nil {
@@ -192,13 +195,19 @@ func (r *Repository) remember(key string, data []byte) {
 	r.files[key] = storedFile{size: int64(len(data)), crc: storage.Checksum(data), hash: sha256.Sum256(data)}
 }
 
-func (r *Repository) deriveChunkerKey(master masterKey) error {
+func (r *Repository) deriveKeys(master masterKey) error {
 	secret := slices.Concat(master.Encrypt, master.MAC.K)
 	var err error
 	if r.chunkerKey, err = hkdf.Key(sha256.New, secret, nil, "holdfast chunker v1", 32); err != nil {
 		return fmt.Errorf("deriving the chunker's key: %w", err)
 	}
-	return nil
+	// What is sealed on the node must never pass for an object of the store.
+	derived, err := hkdf.Key(sha256.New, secret, nil, "holdfast state v1", 64)
+	if err != nil {
+		return fmt.Errorf("deriving the state file's key: %w", err)
+	}
+	r.stateBox, err = newEnvelope(masterKeyOf(derived))
+	return err
 }
 
 func createStore(ctx context.Context, s store, password []byte, options Options) (*Repository, error) {

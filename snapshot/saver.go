@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -46,9 +47,26 @@ func (s *saver) has(id blobID, kind blobType) bool {
 	return ok || s.stored(key)
 }
 
+// holds is has for all data blobs whose ids lie one after another in ids.
+func (s *saver) holds(ids []byte) bool {
+	var missing []blobKey
+	s.r.mu.RLock()
+	for ; len(ids) >= len(blobID{}); ids = ids[len(blobID{}):] {
+		if key := (blobKey{blobID(ids[:len(blobID{})]), dataBlob}); !s.storedLocked(key) {
+			missing = append(missing, key)
+		}
+	}
+	s.r.mu.RUnlock() // claim locks in the other order
+	return !slices.ContainsFunc(missing, func(key blobKey) bool { return !s.has(key.id, key.kind) })
+}
+
 func (s *saver) stored(key blobKey) bool {
 	s.r.mu.RLock()
 	defer s.r.mu.RUnlock()
+	return s.storedLocked(key)
+}
+
+func (s *saver) storedLocked(key blobKey) bool {
 	for e := range s.r.index.chain(key) {
 		if _, lost := s.lost[s.r.index.packs[e.pack].id]; !lost {
 			return true

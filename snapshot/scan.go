@@ -20,7 +20,7 @@ type scanHandler interface {
 	// enter is called with the open directory, before it is listed.
 	enter(ctx context.Context, d *scanDir, fd int) error
 	// listed is called when d.entries are known and nothing of them was handled.
-	listed(d *scanDir)
+	listed(ctx context.Context, d *scanDir) error
 	// entry is called for everything but directories. It may correct e.stat, or set e.gone when there is nothing.
 	entry(ctx context.Context, worker int, d *scanDir, fd int, e *scanEntry) error
 	// leave is called when everything below d is done.
@@ -56,9 +56,11 @@ type scanDir struct {
 	batches atomic.Int64
 
 	// what a backup keeps with it
-	node       node
-	parentTree *blobID // this directory's tree in the parent snapshot
-	previous   []node  // its nodes
+	node     node
+	recalled recalledDir
+	lookUp   sync.Mutex // for what the parent snapshot has
+	lookedUp bool
+	previous []node // this directory's nodes in the parent snapshot
 }
 
 // scanEntry is one entry of a directory.
@@ -69,6 +71,8 @@ type scanEntry struct {
 	digest [sha256.Size]byte // of a directory
 	gone   bool
 	node   *node // of a backup; nil for what is left out
+	// there, recalled and doubtful are a backup's, with its state file: see backup_state.go.
+	there, recalled, doubtful bool
 }
 
 func (d *scanDir) join(name string) string {
@@ -355,8 +359,7 @@ func (s *scan) list(ctx context.Context, d *scanDir, fd int) error {
 			s.handler.omit(d.join(name), OmissionUnreadable, err.Error())
 		}
 	}
-	s.handler.listed(d)
-	return nil
+	return s.handler.listed(ctx, d)
 }
 
 func (s *scan) entries(ctx context.Context, worker int, d *scanDir, from, to int) error {
@@ -383,7 +386,7 @@ func (s *scan) finished(ctx context.Context, d *scanDir) error {
 			return err
 		}
 		d.digest = d.computeDigest()
-		d.previous = nil
+		d.previous, d.recalled.known = nil, nil
 		if d.parent == nil {
 			return nil
 		}

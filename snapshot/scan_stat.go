@@ -98,6 +98,9 @@ func (s *statRecord) unsettled(now time.Time) time.Duration {
 	return clockGranularity - age
 }
 
+// settled reports whether whatever changes the entry from now on changes its ctime too.
+func (s *statRecord) settled() bool { return s.unsettled(time.Now()) == 0 }
+
 func pause(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()

@@ -72,6 +72,10 @@ type BackupOptions struct {
 	// Excludes are patterns as in an ignore file at the top of the directory, of what is not backed up. They weigh more
 	// than the ignore files in the directory (see IgnoreFile), which always have their say.
 	Excludes []string
+	// StateFile is a file that remembers what the directory was, so that what did not change costs neither reading nor a
+	// look at the store. It is read when it is there and is this repository's, and written after the backup; whoever loses
+	// it loses time. It must not be in the directory, and its own directory must exist. Default: none.
+	StateFile string
 	// Time is the snapshot's time. Default: when the backup began.
 	Time     time.Time
 	Progress func(Progress)

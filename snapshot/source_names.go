@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"maps"
 	"os/user"
 	"strconv"
 	"sync"
@@ -47,4 +48,14 @@ func (c *nameCache) lookUp(known *map[uint32]string, id uint32, find func(string
 	}
 	(*known)[id] = name
 	return name
+}
+
+// all are copies of the names that were asked for.
+func (c *nameCache) all() (users, groups map[uint32]string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	users, groups = map[uint32]string{}, map[uint32]string{}
+	maps.Copy(users, c.users)
+	maps.Copy(groups, c.groups)
+	return users, groups
 }

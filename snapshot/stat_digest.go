@@ -48,7 +48,7 @@ func (d *scanDir) statDigest() string {
 type digestHandler struct{}
 
 func (digestHandler) enter(context.Context, *scanDir, int) error                  { return nil }
-func (digestHandler) listed(*scanDir)                                             {}
+func (digestHandler) listed(context.Context, *scanDir) error                      { return nil }
 func (digestHandler) entry(context.Context, int, *scanDir, int, *scanEntry) error { return nil }
 func (digestHandler) leave(context.Context, *scanDir) error                       { return nil }
 func (digestHandler) omit(string, OmissionKind, string)                           {}

@@ -24,12 +24,12 @@ func (p *program) snapshotCommand() *cli.Command {
 		Name: "snapshot", Usage: "the backup engine alone, on any repository of restic's format",
 		Subcommands: []*cli.Command{
 			{Name: "backup", Usage: "back a directory up; makes the repository when there is none", ArgsUsage: "DIR",
-				Flags: repositoryFlags(
+				Flags: repositoryFlags(append([]cli.Flag{
 					&cli.StringSliceFlag{Name: "tag", Usage: "`TAG` of the snapshot; repeatable"},
 					&cli.StringFlag{Name: "host", Usage: "host `NAME` that the snapshot records (default: this one's)"},
 					&cli.StringSliceFlag{Name: "exclude", Usage: "leave out what this `PATTERN` names, as in a " + snapshot.IgnoreFile + " at the top; repeatable"},
 					outputFlag(),
-				), Action: p.snapshotBackup},
+				}, stateFlags()...)...), Action: p.snapshotBackup},
 			{Name: "restore", Usage: "restore a snapshot into a new directory", ArgsUsage: "SNAPSHOT|latest",
 				Flags: repositoryFlags(
 					&cli.StringFlag{Name: "target", Aliases: []string{"t"}, Usage: "the new `DIR`; it must not exist"},
@@ -89,9 +89,14 @@ func (p *program) snapshotBackup(c *cli.Context) error {
 		return err
 	}
 	defer repository.close()
+	state, err := stateFile(c, repository.ID(), c.String("host"), dir)
+	if err != nil {
+		return err
+	}
 	show := newProgress(p.stderr, p.stderrTerminal, p.now)
 	result, err := repository.Backup(c.Context, dir, snapshot.BackupOptions{
-		Tags: c.StringSlice("tag"), Hostname: c.String("host"), Excludes: c.StringSlice("exclude"), Progress: shown(show, "backing up"),
+		Tags: c.StringSlice("tag"), Hostname: c.String("host"), Excludes: c.StringSlice("exclude"), StateFile: state,
+		Progress: shown(show, "backing up"),
 	})
 	show.Close()
 	if err != nil {

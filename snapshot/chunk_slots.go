@@ -7,25 +7,23 @@ import (
 
 	chunkers "github.com/PlakarKorp/go-cdc-chunkers"
 	_ "github.com/PlakarKorp/go-cdc-chunkers/chunkers/jc" // registers chunkerAlgorithm
-	"golang.org/x/sync/semaphore"
 )
 
 // chunkSlots bounds how much of large files is in memory at once, in all goroutines together, and recycles the buffers:
-// one window that files are cut in, and as many chunks as slots, of chunkMemory bytes each on average. While one goroutine
-// cuts, all others compress, which takes twenty times as long.
+// one window that files are cut in, and as many chunks as slots. While one goroutine cuts, all others compress, which
+// takes twenty times as long.
 type chunkSlots struct {
-	slots   chan []byte // buffers that are free, and nil for those that were not needed yet
-	bytes   *semaphore.Weighted
+	slots   chan []byte            // buffers that are free, and nil for those that were not needed yet
 	chunker chan *chunkers.Chunker // nil until it is needed
 }
 
-// chunkMemory is the share of one slot. A chunk that is larger takes the share of others.
-const chunkMemory = 4 << 20
+// chunkWindow is the size of the window. The chunker looks for a cut in maxChunkSize bytes and moves what it has of them
+// to the front when it comes to the end; in a window that is not much larger it does that for almost every chunk.
+const chunkWindow = 2 * maxChunkSize
 
 func newChunkSlots(n int) *chunkSlots {
 	s := &chunkSlots{
-		slots: make(chan []byte, n), bytes: semaphore.NewWeighted(max(int64(n)*chunkMemory, maxChunkSize)),
-		chunker: make(chan *chunkers.Chunker, 1),
+		slots: make(chan []byte, n), chunker: make(chan *chunkers.Chunker, 1),
 	}
 	for range n {
 		s.slots <- nil
@@ -36,9 +34,6 @@ func newChunkSlots(n int) *chunkSlots {
 
 // take waits for room, and copies a chunk.
 func (s *chunkSlots) take(ctx context.Context, chunk []byte) ([]byte, error) {
-	if err := s.bytes.Acquire(ctx, int64(len(chunk))); err != nil {
-		return nil, context.Cause(ctx)
-	}
 	select {
 	case buffer := <-s.slots:
 		if cap(buffer) < len(chunk) {
@@ -46,19 +41,12 @@ func (s *chunkSlots) take(ctx context.Context, chunk []byte) ([]byte, error) {
 		}
 		return append(buffer[:0], chunk...), nil
 	case <-ctx.Done():
-		s.bytes.Release(int64(len(chunk)))
 		return nil, context.Cause(ctx)
 	}
 }
 
 // giveBack takes a buffer as take returned it.
-func (s *chunkSlots) giveBack(buffer []byte) {
-	s.bytes.Release(int64(len(buffer)))
-	if cap(buffer) > keptBuffer {
-		buffer = nil
-	}
-	s.slots <- buffer
-}
+func (s *chunkSlots) giveBack(buffer []byte) { s.slots <- buffer }
 
 // takeChunker waits for the chunker, which cuts file from then on until it is returned.
 func (s *chunkSlots) takeChunker(ctx context.Context, file io.Reader, key []byte) (*chunkers.Chunker, error) {
@@ -74,7 +62,7 @@ func (s *chunkSlots) takeChunker(ctx context.Context, file io.Reader, key []byte
 	}
 	chunker, err := chunkers.NewChunkerBuffer(chunkerAlgorithm, file, &chunkers.ChunkerOpts{
 		MinSize: minChunkSize, NormalSize: averageChunkSize, MaxSize: maxChunkSize, Key: key,
-	}, make([]byte, maxChunkSize+minChunkSize))
+	}, make([]byte, chunkWindow))
 	if err != nil {
 		s.chunker <- nil
 		return nil, &storeError{fmt.Errorf("setting up the chunker: %w", err)}

@@ -71,7 +71,7 @@ func (g *packGate) open() {
 }
 
 // TestPackSize: whatever the sizes and the order of its blobs, a pack has at most PackSize bytes with its header, unless
-// it is one blob that is larger: a chunk of 8 MiB that comes last does not make it wider.
+// it is one blob that is larger: a chunk of 4 MiB that comes last does not make it wider.
 func TestPackSize(t *testing.T) {
 	const smallest = 4 << 20
 	content := randomBytes(1, smallest+1<<20)

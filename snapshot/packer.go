@@ -27,7 +27,7 @@ const (
 )
 
 // DefaultPackSize is the default of Options.PackSize, in bytes.
-const DefaultPackSize = 16 << 20
+const DefaultPackSize = 8 << 20
 
 // MaxInFlight is how many bytes of packs a backup has on their way to one provider at any moment, at most, with packs of
 // DefaultPackSize: what a kill, or the loss of every connection, can make be sent again. Not counted are the small

@@ -14,7 +14,7 @@ import (
 // TestPacksInMemory: while no upload ends, as many packs as may be in memory are filled and no more, whichever of the
 // open ones a blob would have gone to; and then everything goes on.
 func TestPacksInMemory(t *testing.T) {
-	require.LessOrEqual(t, packBuffers*DefaultPackSize, 64<<20, "what docs/performance.md says")
+	require.LessOrEqual(t, packBuffers*DefaultPackSize, 32<<20, "what docs/performance.md says")
 	const (
 		packSize = 4 << 20
 		perPack  = 3 // blobs of a megabyte and a little

@@ -97,7 +97,7 @@ func (o *Options) applyDefaults() error {
 		return fmt.Errorf("a pack size of %d bytes is not between 4 and 128 MiB: %w", o.PackSize, storage.ErrInvalid)
 	}
 	if o.IndexEvery <= 0 {
-		o.IndexEvery = 8
+		o.IndexEvery = 16
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ type sealer struct {
 
 	sealed []byte
 	// opened and unpacked are for messages of up to smallMessage bytes. Larger ones are compared piece by piece, with
-	// stream and piece, so that a chunk of 8 MiB is in memory twice and not four times.
+	// stream and piece, so that a chunk of 4 MiB is in memory twice and not four times.
 	opened, unpacked []byte
 	stream           *zstd.Decoder
 	piece            []byte
@@ -67,21 +67,21 @@ func (s *sealer) start(size int) []byte {
 	return s.sealed[:vectorSize]
 }
 
-// keptBuffer is the largest buffer that waits for the next chunk: one in ten is larger, and gets its own.
-const keptBuffer = 4<<20 + bufferMargin
-
 // bufferMargin is what sealing adds to a chunk, and more.
 const bufferMargin = 64 << 10
 
-// recycledSize is how large to make a buffer for need bytes: one of three sizes, because memory that buffers of many
-// sizes leave behind fits nothing else.
+// keptBuffer is the largest buffer that is used again: what is larger is for a huge directory.
+const keptBuffer = maxChunkSize + bufferMargin
+
+// recycledSize is how large to make a buffer for need bytes: one of two sizes, because memory that buffers of many sizes
+// leave behind fits nothing else.
 func recycledSize(need int) int {
-	for _, size := range []int{smallMessage + bufferMargin, keptBuffer, maxChunkSize + bufferMargin} {
+	for _, size := range []int{smallMessage + bufferMargin, keptBuffer} {
 		if need <= size {
 			return size
 		}
 	}
-	return need // a huge directory
+	return need
 }
 
 // verify opens what is about to be stored and compares it with what it was made of: a defect of memory or of a library

@@ -34,10 +34,10 @@ type Options struct {
 	Logger *slog.Logger
 	// Concurrency is the number of goroutines that read, hash and compress. Default: the number of processors.
 	Concurrency int
-	// PackSize is the size in bytes at which a pack is closed. Range 4 MiB to 128 MiB, default 16 MiB (restic's).
+	// PackSize is the size in bytes at which a pack is closed. Range 4 MiB to 128 MiB, default DefaultPackSize.
 	PackSize int
 	// IndexEvery is the number of packs after which an intermediate index is written, so that an interrupted backup
-	// loses little. Default 8.
+	// loses little. Default 16.
 	IndexEvery int
 	// KDF overrides the cost of key derivation when a repository is created; tests use a cheap one. Default: scrypt
 	// with N=32768, r=8, p=5, as restic calibrates on common machines.

@@ -10,11 +10,12 @@ import (
 )
 
 // Files are cut into chunks where their content says so, so that a change in one place leaves the other chunks as they
-// were. The sizes are restic's. A file of up to minChunkSize is one chunk.
+// were. A file of up to minChunkSize is one chunk. Least and average are restic's; the most is half of restic's, because
+// memory goes by it and few chunks come near it.
 const (
 	minChunkSize     = 512 << 10
 	averageChunkSize = 1 << 20
-	maxChunkSize     = 8 << 20
+	maxChunkSize     = 4 << 20
 	// chunkerAlgorithm must use its key (the package's "ultracdc" ignores it), and must find its cuts again after an
 	// insertion. "jc-v1.1.0" does not at these sizes: its masks are made for chunks of 8 KiB, so that it cuts almost at
 	// fixed distances, and 5 KB inserted into 128 MB cost 31 to 47 MB of new chunks (measured; "jc-v1.0.0": 2 to 3 MB).

@@ -27,7 +27,9 @@ type backup struct {
 	options BackupOptions
 	dir     string
 	root    int
-	start   time.Time
+	// descriptors is this process's /proc/self/fd.
+	descriptors int
+	start       time.Time
 
 	saver     *saver
 	packer    *packer
@@ -202,6 +204,12 @@ func (b *backup) scanAndCopy(ctx context.Context) (*scanDir, error) {
 
 // scan reads the directory and stores its content and trees.
 func (b *backup) scan(ctx context.Context) (*scanDir, error) {
+	descriptors, err := openDescriptors()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(descriptors)
+	b.descriptors = descriptors
 	workers := b.r.options.Concurrency
 	slots := newChunkSlots(workers)
 	for range workers {

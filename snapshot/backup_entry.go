@@ -257,7 +257,7 @@ func (b *backup) file(ctx context.Context, worker int, d *scanDir, dir int, e *s
 		b.takeOver(d, dir, e, previous.Content)
 		return nil
 	}
-	fd, stat, err := openRegular(dir, e.name)
+	fd, stat, err := openRegular(b.descriptors, dir, e.name)
 	if errors.Is(err, errChangedKind) {
 		return err
 	}

@@ -129,7 +129,12 @@ func (s *scan) findRules(ctx context.Context, d *scanDir, fd int, names []string
 
 // readIgnoreFile reads a directory's ignore file in one state, and gives the record of that.
 func readIgnoreFile(ctx context.Context, dir int) (data string, stat statRecord, err error) {
-	fd, stat, err := openRegular(dir, IgnoreFile)
+	descriptors, err := openDescriptors()
+	if err != nil {
+		return "", stat, err
+	}
+	defer unix.Close(descriptors)
+	fd, stat, err := openRegular(descriptors, dir, IgnoreFile)
 	if errors.Is(err, errChangedKind) {
 		return "", stat, errors.New("it is not a regular file")
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,10 +12,21 @@ import (
 // errChangedKind says that an entry is not the regular file any more that it was when it was listed.
 var errChangedKind = errors.New("it became another kind of file")
 
+// openDescriptors opens the directory through which openRegular opens what it has a handle of.
+func openDescriptors() (int, error) {
+	fd, err := openRetry(unix.AT_FDCWD, "/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		// No omission of one file, whatever the error: nothing can be read.
+		return -1, fmt.Errorf("opening /proc/self/fd (%w), which is needed to read files: %w", err, unix.ENOMEM)
+	}
+	return fd, nil
+}
+
 // openRegular opens a regular file of a directory for reading, and nothing else: a name that has become a device or a
 // FIFO since it was listed is never opened, because opening a device can do things, and opening a FIFO lets a writer
 // begin. The entry is first taken hold of without opening it (O_PATH), looked at, and then opened through that handle.
-func openRegular(dir int, name string) (fd int, stat statRecord, err error) {
+// Opening by name with O_NONBLOCK would take half the time, and leave a moment in which both can happen.
+func openRegular(descriptors, dir int, name string) (fd int, stat statRecord, err error) {
 	handle, err := openRetry(dir, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return -1, stat, err
@@ -29,9 +41,10 @@ func openRegular(dir int, name string) (fd int, stat statRecord, err error) {
 		return -1, stat, errChangedKind
 	}
 	const flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY
-	fd, err = openRetry(unix.AT_FDCWD, descriptorPath(handle), flags|unix.O_NOATIME, 0)
+	number := strconv.Itoa(handle)
+	fd, err = openRetry(descriptors, number, flags|unix.O_NOATIME, 0)
 	if errors.Is(err, unix.EPERM) { // only the owner and root may leave the access time alone
-		fd, err = openRetry(unix.AT_FDCWD, descriptorPath(handle), flags, 0)
+		fd, err = openRetry(descriptors, number, flags, 0)
 	}
 	if errors.Is(err, unix.ENOENT) {
 		// The handle is there, so it is /proc that is not: then nothing can be read, which is no omission.

@@ -9,21 +9,20 @@ import (
 
 // codec compresses and decompresses. It is safe for concurrent use; close releases its goroutines.
 type codec struct {
-	encoder *zstd.Encoder
+	*compressor
 	// exact decompresses into a buffer of known size and never beyond it.
 	exact *zstd.Decoder
 	// bounded decompresses files whose plain size is not recorded, up to maxUnpackedSize.
 	bounded *zstd.Decoder
 }
 
-// zstdWindow is what restic uses too: a larger one gains little on chunks of a megabyte, and costs memory per encoder.
+// zstdWindow is what restic uses too: a larger one gains little on chunks of a megabyte, and costs memory per compressor.
 const zstdWindow = 512 << 10
 
 func newCodec(concurrency int) (*codec, error) {
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(concurrency),
-		zstd.WithWindowSize(zstdWindow), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
+	compressor, err := newCompressor(concurrency)
 	if err != nil {
-		return nil, fmt.Errorf("setting up zstd: %w", err)
+		return nil, err
 	}
 	exact, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(concurrency), zstd.WithDecoderLowmem(true),
 		zstd.WithDecoderMaxMemory(maxTreeSize), zstd.WithDecodeAllCapLimit(true))
@@ -36,17 +35,14 @@ func newCodec(concurrency int) (*codec, error) {
 		exact.Close()
 		return nil, fmt.Errorf("setting up zstd: %w", err)
 	}
-	return &codec{encoder: encoder, exact: exact, bounded: bounded}, nil
+	return &codec{compressor: compressor, exact: exact, bounded: bounded}, nil
 }
 
 func (c *codec) close() {
-	_ = c.encoder.Close()
+	c.compressor.close()
 	c.exact.Close()
 	c.bounded.Close()
 }
-
-// compress appends the compressed form of plain to dst.
-func (c *codec) compress(dst, plain []byte) []byte { return c.encoder.EncodeAll(plain, dst) }
 
 // decompress appends exactly size bytes to dst, or fails.
 func (c *codec) decompress(dst, packed []byte, size int) ([]byte, error) {

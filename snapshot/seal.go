@@ -59,8 +59,8 @@ func (s *sealer) file(plain []byte) ([]byte, error) {
 
 // start is a buffer with room for everything that can become of size bytes, at the place where content begins.
 func (s *sealer) start(size int) []byte {
-	// What zstd cannot compress it copies, with 3 bytes for each block of 128 KiB and a header.
-	need := envelopeOverhead + size + size>>12 + 64
+	// More than what becomes of what zstd cannot compress: the worst case that its reference implementation wants room for.
+	need := envelopeOverhead + size + size>>8 + 128
 	if cap(s.sealed) < need {
 		s.sealed = make([]byte, recycledSize(need))
 	}
@@ -125,7 +125,7 @@ func (s *sealer) unpack(content io.Reader) error {
 	if s.stream == nil {
 		var err error
 		// One goroutine's decoder runs in that goroutine, so that there is nothing to stop.
-		s.stream, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow))
+		s.stream, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxChunkSize))
 		if err != nil {
 			return fmt.Errorf("setting up zstd: %w", err)
 		}

@@ -40,7 +40,7 @@ type prunePack struct {
 const mixedPack = -1
 
 // mendOwed is what a person can do about a provider that lacks something.
-const mendOwed = "a backup or RepairMirror copies what a provider lacks"
+const mendOwed = "a backup or `holdfast snapshot repair` (RepairMirror) copies what a provider lacks"
 
 // unused is how many bytes of a pack are not needed, or are second copies.
 func (p *prune) unused(i int) int64 {

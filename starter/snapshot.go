@@ -44,7 +44,7 @@ func (p *program) snapshotCommand() *cli.Command {
 			{Name: "ls", Usage: "list the files of a snapshot", ArgsUsage: "SNAPSHOT|latest [PATH]", Flags: repositoryFlags(outputFlag()), Action: p.snapshotLs},
 			{Name: "dump", Usage: "write a file of a snapshot, or a directory as a tar stream, to standard output", ArgsUsage: "SNAPSHOT|latest PATH",
 				Flags: repositoryFlags(), Action: p.snapshotDump},
-			p.snapshotForgetCommand(), p.snapshotPruneCommand(), p.snapshotRebuildIndexCommand(),
+			p.snapshotForgetCommand(), p.snapshotPruneCommand(), p.snapshotRebuildIndexCommand(), p.snapshotRepairCommand(),
 		},
 	}
 }
@@ -226,7 +226,7 @@ func (p *program) snapshotCheck(c *cli.Context) error {
 	}
 	if n := len(found.Errors); n > 0 {
 		return fail(exitFailed, "the check found %s errors", count(int64(n))).
-			withMend("a second store of the mirror repairs the first; what is damaged on every store is named above")
+			withMend("`holdfast snapshot repair` copies it from another store, if one has it; what is damaged on every store is named above")
 	}
 	if !asJSON {
 		p.say("no errors were found")

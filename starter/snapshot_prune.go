@@ -101,7 +101,7 @@ func (p *program) snapshotRebuildIndex(c *cli.Context) error {
 	}
 	if n := len(report.Damaged) + len(report.Missing); n > 0 {
 		return fail(exitFailed, "%s packs are damaged or missing", count(int64(n))).withSafe("all others are indexed").
-			withMend("`holdfast snapshot check --read-data` names the snapshots that need them; a second store of the mirror repairs the first")
+			withMend("`holdfast snapshot check --read-data` names the snapshots that need them; `holdfast snapshot repair` copies it from another store, if one has it")
 	}
 	return nil
 }

@@ -146,9 +146,11 @@ func explainSnapshot(repo string, err error) error {
 		return fail(exitFailed, "%w", err).withSafe("the repository is as it was, and nothing partial was left at the target").withMend("make room on this machine's disk")
 	case errors.Is(err, snapshot.ErrLocked):
 		return fail(exitRefused, "%s: %w", repo, err).withSafe("nothing was changed").withMend("wait until the other program has ended; `restic unlock` removes the lock of one that died")
+	case errors.Is(err, snapshot.ErrOtherRepository):
+		return fail(exitRefused, "%w", err).withSafe("nothing was copied").withMend("name stores of one repository; a new copy begins in an empty directory or prefix")
 	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, snapshot.ErrNotStoredWhole):
 		return fail(exitFailed, "%s: %w", repo, err).withSafe("what else is stored can still be read").
-			withMend("`holdfast snapshot check --read-data` names all that is damaged; a second store of the mirror repairs the first")
+			withMend("`holdfast snapshot check --read-data` names all that is damaged; `holdfast snapshot repair` copies it from another store, if one has it")
 	case errors.Is(err, storage.ErrInvalid), errors.Is(err, storage.ErrBucketNotFound), errors.Is(err, storage.ErrPermission), errors.Is(err, storage.ErrNoSpace):
 		return explainStore(repo, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, errInterrupted):

@@ -25,6 +25,8 @@ type RepairOptions struct {
 	// Verify says which keys end with the SHA-256 of their content in hexadecimal digits (restic's packs, indexes,
 	// snapshots). Only of these can a damaged copy be told from a good one, so only these are ever replaced. Nil: none.
 	Verify func(key string) bool
+	// Only says which keys to work on; the others are left alone as if they were not there. Nil: all below the prefix.
+	Only func(key string) bool
 	// Parallel is how many objects are copied at once; each is in memory whole. Default 4.
 	Parallel int
 	// Progress is called after each object, one call at a time.
@@ -39,16 +41,16 @@ type RepairProgress struct {
 
 // RepairReport is what a repair did, also when it ends with an error.
 type RepairReport struct {
-	Objects  int              // distinct objects seen on any provider
-	Copied   map[string]int   // objects written, by the address of the provider that lacked them
-	Bytes    map[string]int64 // the same in bytes
-	Replaced int              // of those, copies that were damaged
+	Objects  int              `json:"objects"`  // distinct objects seen on any provider
+	Copied   map[string]int   `json:"copied"`   // objects written, by the address of the provider that lacked them
+	Bytes    map[string]int64 `json:"bytes"`    // the same in bytes
+	Replaced int              `json:"replaced"` // of those, copies that were damaged
 	// Conflicts are keys of which providers hold different content and nothing says which is right. They are left alone.
-	Conflicts []string
+	Conflicts []string `json:"conflicts,omitempty"`
 	// Lost are verifiable keys of which no provider has a good copy.
-	Lost []string
+	Lost []string `json:"lost,omitempty"`
 	// Held are keys that were not copied to some provider because one of a lower class was missing there.
-	Held []string
+	Held []string `json:"held,omitempty"`
 }
 
 // Complete reports whether a repair without error left all providers alike.
@@ -120,6 +122,9 @@ func (r *repair) plan(listings map[string][]Object) {
 	held := map[string]map[string]Object{} // key, address
 	for url, objects := range listings {
 		for _, object := range objects {
+			if r.options.Only != nil && !r.options.Only(object.Key) {
+				continue
+			}
 			if held[object.Key] == nil {
 				held[object.Key] = make(map[string]Object, len(listings))
 			}

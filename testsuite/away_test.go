@@ -57,7 +57,8 @@ func TestStoreAway(t *testing.T) {
 	require.Equal(t, workspace.Stopped, state.Phase)
 	require.NotNil(t, state.Kept)
 	require.Equal(t, []string{"gs://holdfast"}, state.Kept.Owed)
-	requireSame(t, before, content) // invariant 2
+	requireSame(t, before, content)                        // invariant 2
+	must(t, s, 0, []string{"gs://holdfast"}, "why", "web") // what is owed is said until it is there
 	require.NotEmpty(t, s.storedNames(t, "catalog/nodes/"+node, state.ID), "the content's node has to be on record")
 	resticCheck(t, s, state)
 
@@ -67,6 +68,7 @@ func TestStoreAway(t *testing.T) {
 	})
 	require.NoDirExists(t, filepath.Dir(content))
 	require.Empty(t, s.storedNames(t, "catalog/nodes/"+node, state.ID))
+	require.NotContains(t, cli(t, s, "why", "web").stdout, "owed")
 
 	// What the late store got is whole: it alone is enough.
 	require.NoError(t, os.Rename(s.repository(state.ID), s.repository(state.ID)+".away"))

@@ -158,7 +158,7 @@ func (b *backup) entry(ctx context.Context, worker int, d *scanDir, fd int, e *s
 	}
 	for range readAttempts {
 		err := b.entryOnce(ctx, worker, d, fd, e)
-		if !errors.Is(err, errChangedKind) {
+		if !errors.Is(err, errChangedKind) && !errors.Is(err, errReplaced) {
 			return err
 		}
 		var stat unix.Stat_t
@@ -271,7 +271,7 @@ func (b *backup) file(ctx context.Context, worker int, d *scanDir, dir int, e *s
 	} else {
 		b.changedFiles.Add(1)
 	}
-	return b.readFile(ctx, worker, d, fd, e)
+	return b.readFile(ctx, worker, d, dir, fd, e)
 }
 
 // takeOver makes the node of a file whose content is known and in the repository.
@@ -283,8 +283,9 @@ func (b *backup) takeOver(d *scanDir, dir int, e *scanEntry, content []blobID) {
 	b.keepFile(e, n, content, e.stat.size)
 }
 
-// readFile stores an open file's content, again when it changed meanwhile.
-func (b *backup) readFile(ctx context.Context, worker int, d *scanDir, fd int, e *scanEntry) error {
+// readFile stores an open file's content, again when it changed meanwhile. When it is not its name's any more, the error is
+// errReplaced: what is read again then is what has that name.
+func (b *backup) readFile(ctx context.Context, worker int, d *scanDir, dir, fd int, e *scanEntry) error {
 	for attempt := 1; ; attempt++ {
 		settled, err := b.settle(ctx, fd, e)
 		if err != nil {
@@ -321,6 +322,17 @@ func (b *backup) readFile(ctx context.Context, worker int, d *scanDir, fd int, e
 		}
 		after := recordOf(&raw)
 		unchanged := settled && e.stat.sameContent(&after) && size == e.stat.size
+		if !unchanged && e.replaced+1 < readAttempts {
+			// The removal of its name, or another file in its place, shows in the open one as a change.
+			var named unix.Stat_t
+			if err := fstatat(dir, e.name, &named); err != nil {
+				return b.unreadableEntry(d, e, err)
+			}
+			if record := recordOf(&named); record.inode != after.inode || record.device != after.device {
+				e.replaced++
+				return errReplaced
+			}
+		}
 		if !unchanged && attempt < readAttempts {
 			continue
 		}

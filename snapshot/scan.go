@@ -73,6 +73,8 @@ type scanEntry struct {
 	node   *node // of a backup; nil for what is left out
 	// there, recalled and doubtful are a backup's, with its state file: see backup_state.go.
 	there, recalled, doubtful bool
+	// replaced is how often a backup found another file under the name than the one that it was reading.
+	replaced uint8
 }
 
 func (d *scanDir) join(name string) string {

@@ -9,8 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errChangedKind says that an entry is not the regular file any more that it was when it was listed.
-var errChangedKind = errors.New("it became another kind of file")
+var (
+	// errChangedKind says that an entry is not the regular file any more that it was when it was listed.
+	errChangedKind = errors.New("it became another kind of file")
+	// errReplaced says that another file has the name by now.
+	errReplaced = errors.New("it was replaced by another file while it was read")
+)
 
 // openDescriptors opens the directory through which openRegular opens what it has a handle of.
 func openDescriptors() (int, error) {

@@ -70,7 +70,9 @@ func TestBackupChild(t *testing.T) {
 	require.NoError(t, err)
 	mortal := &deadly{Provider: provider, record: record, at: at, moment: os.Getenv("SNAPSHOT_TEST_KILL_MOMENT")}
 	r := newTestRepository(t, storage.PolicyAll, mortal)
-	result, err := r.Backup(t.Context(), source, killedBackupOptions())
+	options := killedBackupOptions()
+	options.StateFile = os.Getenv("SNAPSHOT_TEST_STATE")
+	result, err := r.Backup(t.Context(), source, options)
 	require.NoError(t, err)
 	fmt.Printf("done %s %d\n", result.Snapshot, mortal.writes.Load())
 }
@@ -88,12 +90,12 @@ type killedRun struct {
 }
 
 // killedBackup runs a backup in a child process that is killed at a write, unless it makes fewer or at is 0.
-func killedBackup(t *testing.T, repository, source string, at int, moment string) (run killedRun) {
+func killedBackup(t *testing.T, repository, source, state string, at int, moment string) (run killedRun) {
 	t.Helper()
 	record := filepath.Join(t.TempDir(), "record")
 	command := exec.Command(os.Args[0], "-test.run=^TestBackupChild$", "-test.v")
 	command.Env = append(os.Environ(), "SNAPSHOT_TEST_REPOSITORY="+repository, "SNAPSHOT_TEST_SOURCE="+source,
-		fmt.Sprint("SNAPSHOT_TEST_KILL_AT=", at), "SNAPSHOT_TEST_KILL_MOMENT="+moment, "SNAPSHOT_TEST_RECORD="+record)
+		fmt.Sprint("SNAPSHOT_TEST_KILL_AT=", at), "SNAPSHOT_TEST_KILL_MOMENT="+moment, "SNAPSHOT_TEST_RECORD="+record, "SNAPSHOT_TEST_STATE="+state)
 	var out bytes.Buffer
 	command.Stdout, command.Stderr = &out, &out
 	err := command.Run()
@@ -159,8 +161,8 @@ func killedSource(t *testing.T, random *rand.Rand) (dir string, now, before map[
 }
 
 // TestKilledBackupsResume kills a backup with SIGKILL at random writes, again and again, until one gets through: a first
-// backup, and a later one; on the node where it began, and on another, which has the files as new inodes and remembers
-// nothing. What a kill costs is at most the packs that were on their way (MaxInFlight); whatever had been stored is used,
+// backup, and a later one; on the node where it began, and on another, which has the files as new inodes and no
+// state file. What a kill costs is at most the packs that were on their way (MaxInFlight); whatever had been stored is used,
 // so that no blob is ever stored a second time; and the snapshot is whole, byte for byte (A2, A3).
 func TestKilledBackupsResume(t *testing.T) {
 	rounds := 10
@@ -193,7 +195,7 @@ func TestKilledBackupsResume(t *testing.T) {
 		}
 		clean := copyOfRepository(t, k.start)
 		k.bytes = -packBytes(t, clean)
-		run := killedBackup(t, clean, source, 0, "")
+		run := killedBackup(t, clean, source, "", 0, "")
 		require.NotEmpty(t, run.snapshot)
 		k.writes, k.bytes = run.writes, k.bytes+packBytes(t, clean)
 		require.Equal(t, k.bytes, run.sent)
@@ -210,18 +212,18 @@ func TestKilledBackupsResume(t *testing.T) {
 		run := killedRun{}
 		unanswered := 0 // kills that came after the snapshot was stored, and before that was said
 		for first := kills; run.snapshot == ""; {
-			dir := source
+			dir, state := source, filepath.Join(repository, "..", "state")
 			if random.Intn(2) == 0 {
-				dir = moved
+				dir, state = moved, ""
 			}
 			there := storedPacks(t, repository)
 			if kills == first+rounds {
-				run = killedBackup(t, repository, dir, 0, "")
+				run = killedBackup(t, repository, dir, state, 0, "")
 				require.NotEmpty(t, run.snapshot)
 				break
 			}
 			// Of a backup that resumes, which writes less, a later write may be none: then it gets through.
-			run = killedBackup(t, repository, dir, 1+random.Intn(k.writes), momentsOfDeath[random.Intn(len(momentsOfDeath))])
+			run = killedBackup(t, repository, dir, state, 1+random.Intn(k.writes), momentsOfDeath[random.Intn(len(momentsOfDeath))])
 			packs := storedPacks(t, repository)
 			for name, size := range there {
 				require.Equal(t, size, packs[name], "a stored pack is never touched again")

@@ -214,7 +214,11 @@ func (c *Control) uncommitted(ctx context.Context, id string, known map[string]b
 	if err != nil {
 		return nil, err
 	}
-	mirror, err := repositoryMirror(c.Catalog, id, c.Stores)
+	stores, err := c.Catalog.StoresOf(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	mirror, err := repositoryMirror(c.Catalog, stores, id, c.Stores)
 	if err != nil {
 		return nil, err
 	}

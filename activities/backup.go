@@ -120,6 +120,10 @@ func (n *Node) Verify(ctx context.Context, input workspace.VerifyInput) (workspa
 
 func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (workspace.VerifyResult, error) {
 	result := workspace.VerifyResult{Why: map[string]string{}}
+	stores, err := n.Catalog.StoresOf(ctx, target.WorkspaceID)
+	if err != nil {
+		return result, err
+	}
 	repository, err := n.repository(ctx, target.WorkspaceID, target.Sealed)
 	if err != nil {
 		return result, err
@@ -135,7 +139,7 @@ func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (
 		return result, fmt.Errorf("verifying snapshot %s: %w", id, err)
 	}
 	unreachable := map[string]error{}
-	for _, provider := range n.Catalog.Providers() {
+	for _, provider := range stores {
 		failure := failures[storage.Sub(provider, workspace.RepositoryPrefix(target.WorkspaceID)).URL()]
 		if failure == nil {
 			result.Whole = append(result.Whole, provider.URL())
@@ -147,7 +151,7 @@ func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (
 			unreachable[provider.URL()] = failure
 		}
 	}
-	if len(result.Whole) >= n.Catalog.Policy().Count(len(n.Catalog.Providers())) {
+	if len(result.Whole) >= n.Catalog.Policy().Count(len(stores)) {
 		return result, nil
 	}
 	if len(unreachable) > 0 {
@@ -178,7 +182,11 @@ func (n *Node) Repair(ctx context.Context, input workspace.RepairInput) (workspa
 	var result workspace.RepairResult
 	progress := &meter{note: n.StorageNote}
 	err := pulse.Run(ctx, n.Beater, progress.options(), func(ctx context.Context) error {
-		mirror, err := repositoryMirror(n.Catalog, input.Target.WorkspaceID, n.Stores)
+		stores, err := n.Catalog.StoresOf(ctx, input.Target.WorkspaceID)
+		if err != nil {
+			return err
+		}
+		mirror, err := repositoryMirror(n.Catalog, stores, input.Target.WorkspaceID, n.Stores)
 		if err != nil {
 			return err
 		}
@@ -227,17 +235,18 @@ func (n *Node) RemoveInstance(ctx context.Context, input workspace.RemoveInstanc
 		if err := n.halt(ctx, n.labels(target), 10*time.Second); err != nil {
 			return err
 		}
-		// invariant 1: every referenced object is on every store of the policy, seen in a request after the writing …
+		// invariant 2: every store of the policy also has the commit, without which a snapshot that it holds whole is nobody's head.
+		if _, err := n.Catalog.Repair(ctx, target.WorkspaceID, target.Name); err != nil {
+			return fmt.Errorf("the content stays: bringing the catalog of late stores up to date: %w", err)
+		}
+		// invariant 1: every referenced object is on every store that the newest record names (after the repair
+		// of the catalog no store has a newer one), seen in a request after the writing …
 		verified, err := n.verify(ctx, target, input.Snapshot)
 		if err != nil {
 			return err
 		}
 		if len(verified.Owed) > 0 {
 			return permanent(workspace.ErrorNotStored, fmt.Errorf("the content stays: not every store holds snapshot %s whole: %v", input.Snapshot, verified.Why))
-		}
-		// invariant 2: every store of the policy also has the commit, without which a snapshot that it holds whole is nobody's head.
-		if _, err := n.Catalog.Repair(ctx, target.WorkspaceID, target.Name); err != nil {
-			return fmt.Errorf("the content stays: bringing the catalog of late stores up to date: %w", err)
 		}
 		// … and the content is still exactly what was snapshotted, by the same rules: what they leave out is the person's to
 		// lose, a change of the rules is not.

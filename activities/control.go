@@ -33,6 +33,8 @@ type Control struct {
 	Snapshots snapshot.Options
 	// Stores adjusts how long stores are waited for in one attempt; their policy is the catalog's.
 	Stores storage.MirrorOptions
+	// SingleWrite is the percentage of workspaces whose snapshots are not yet written to all stores. Range 0 to 100.
+	SingleWrite int
 }
 
 // perStore bounds how long one look at all stores takes, so that one that hangs does not take the others' answer with it.
@@ -121,7 +123,8 @@ func (c *Control) password(ctx context.Context, id, name string) ([]byte, error)
 	if err != nil {
 		return nil, fmt.Errorf("unwrapping the password of workspace %s, which master key %s wrapped: %w", name, stored.MasterKey, err)
 	}
-	mirror, err := repositoryMirror(c.Catalog, id, c.Stores)
+	// On all stores, whichever its snapshots are written to: it is then there when they come to be written to more.
+	mirror, err := repositoryMirror(c.Catalog, c.Catalog.Providers(), id, c.Stores)
 	if err != nil {
 		return nil, err
 	}
@@ -176,9 +179,28 @@ func (c *Control) origin(ctx context.Context, name, wanted string) (originSnapsh
 	return originSnapshot{id, newest.Snapshot}, nil
 }
 
-// RecordInstance records an instance, or a token that only seals (invariant 3).
-func (c *Control) RecordInstance(ctx context.Context, record workspace.InstanceRecord) error {
-	return classify(c.Catalog.RecordInstance(ctx, record))
+// RecordInstance records an instance, or a token that only seals (invariant 3), and with it which stores the workspace's
+// snapshots are written to: all that write, look and remove go by the record (invariants 1 and 2).
+func (c *Control) RecordInstance(ctx context.Context, record workspace.InstanceRecord) (workspace.RecordInstanceResult, error) {
+	stores, err := c.record(ctx, record)
+	return workspace.RecordInstanceResult{Stores: stores}, classify(err)
+}
+
+func (c *Control) record(ctx context.Context, record workspace.InstanceRecord) (stores []string, err error) {
+	if record.Stores, err = c.Catalog.Choose(ctx, record.WorkspaceID, 100-c.SingleWrite); err != nil {
+		return nil, err
+	}
+	err = c.Catalog.RecordInstance(ctx, record)
+	if !errors.Is(err, catalog.ErrConflict) {
+		return record.Stores, err
+	}
+	// An attempt whose answer was lost may have chosen by another setting. What it wrote counts (invariant 8).
+	there, readErr := c.Catalog.Instance(ctx, record.WorkspaceID, record.Token)
+	if readErr != nil || slices.Equal(there.Stores, record.Stores) {
+		return nil, err
+	}
+	record.Stores = there.Stores
+	return record.Stores, c.Catalog.RecordInstance(ctx, record)
 }
 
 // ReleasePlacement says that a node no longer holds an instance.

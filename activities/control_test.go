@@ -491,14 +491,14 @@ func TestRecords(t *testing.T) {
 	r := newRig(t, storage.PolicyAll)
 	record := workspace.InstanceRecord{WorkspaceID: id, Name: "atlas", Owner: "ada", Token: 2, Node: "node-1", Time: time.Unix(1, 0).UTC()}
 	for range 2 {
-		require.NoError(t, runPlain(r, r.control.RecordInstance, record))
+		require.NoError(t, recordOf(r, record))
 	}
 	changed := record
 	changed.Base = strings.Repeat("1", 64)
-	typed(t, runPlain(r, r.control.RecordInstance, changed), workspace.ErrorConflict)
+	typed(t, recordOf(r, changed), workspace.ErrorConflict)
 	older := record
 	older.Token = 1
-	typed(t, runPlain(r, r.control.RecordInstance, older), workspace.ErrorStaleToken)
+	typed(t, recordOf(r, older), workspace.ErrorStaleToken)
 	head, err := run(r, r.control.ReadHead, workspace.ReadHeadInput{WorkspaceID: id})
 	require.NoError(t, err)
 	require.Equal(t, uint64(2), head.Providers[0].Token)
@@ -532,4 +532,10 @@ func TestRecordDeleted(t *testing.T) {
 		require.Empty(t, packsOf(r, 0))
 		require.Empty(t, packsOf(r, 1))
 	}
+}
+
+// recordOf records an instance, without what was chosen for it.
+func recordOf(r *rig, record workspace.InstanceRecord) error {
+	_, err := run(r, r.control.RecordInstance, record)
+	return err
 }

@@ -46,6 +46,7 @@ var kinds = []struct {
 	{snapshot.ErrSourceMissing, workspace.ErrorContentMissing},
 	{snapshot.ErrLocalSpace, workspace.ErrorDiskFull},
 	{snapshot.ErrNotStoredWhole, workspace.ErrorNotStored},
+	{catalog.ErrUnknownStore, workspace.ErrorStoreMissing},
 	{storage.ErrBucketNotFound, workspace.ErrorStoreMissing},
 	{storage.ErrPermission, workspace.ErrorStoreDenied},
 	{storage.ErrNoSpace, workspace.ErrorStoreFull},

@@ -382,9 +382,10 @@ func (r *rig) target(token uint64) workspace.Target {
 
 func (r *rig) record(token uint64, base string) {
 	r.t.Helper()
-	require.NoError(r.t, r.control.RecordInstance(r.t.Context(), workspace.InstanceRecord{
+	_, err := r.control.RecordInstance(r.t.Context(), workspace.InstanceRecord{
 		WorkspaceID: id, Name: "atlas", Owner: "ada", Token: token, Node: "node-1", Base: base, Time: time.Unix(int64(token), 0).UTC(),
-	}))
+	})
+	require.NoError(r.t, err)
 }
 
 // prepare makes an empty workspace with an instance record.

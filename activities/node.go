@@ -71,12 +71,17 @@ func (n *Node) locked(ctx context.Context, target workspace.Target, options puls
 }
 
 // repository opens the workspace's repository with the password that was sealed to this node. The control side made it.
+// It is of the stores that the workspace's newest record names.
 func (n *Node) repository(ctx context.Context, id string, sealed []byte) (*snapshot.Repository, error) {
+	stores, err := n.Catalog.StoresOf(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	password, err := n.Identity.Open(sealed, keys.PurposeRepositoryPassword)
 	if err != nil {
 		return nil, fmt.Errorf("opening the password of workspace %s: %w", id, err)
 	}
-	mirror, err := repositoryMirror(n.Catalog, id, n.Stores)
+	mirror, err := repositoryMirror(n.Catalog, stores, id, n.Stores)
 	if err != nil {
 		return nil, err
 	}
@@ -85,9 +90,9 @@ func (n *Node) repository(ctx context.Context, id string, sealed []byte) (*snaps
 	return snapshot.Open(ctx, mirror, password, options)
 }
 
-func repositoryMirror(c *catalog.Catalog, id string, options storage.MirrorOptions) (*storage.Mirror, error) {
-	providers := make([]storage.Provider, len(c.Providers()))
-	for i, provider := range c.Providers() {
+func repositoryMirror(c *catalog.Catalog, stores []storage.Provider, id string, options storage.MirrorOptions) (*storage.Mirror, error) {
+	providers := make([]storage.Provider, len(stores))
+	for i, provider := range stores {
 		providers[i] = storage.Sub(provider, workspace.RepositoryPrefix(id))
 	}
 	options.Policy = c.Policy()

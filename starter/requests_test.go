@@ -166,6 +166,7 @@ func TestBadInput(t *testing.T) {
 		{"worker --control --node n", nil, exitUsage, "exactly one"},
 		{"worker --node N_", nil, exitUsage, "--node"},
 		{"worker --control", nil, exitUsage, "no store is known"},
+		{"worker --control --double-write 101", nil, exitUsage, "0 to 100"},
 		{"worker --control --metrics-address 9464", nil, exitUsage, "want HOST:PORT"},
 		{"worker --control --log-level loud", nil, exitUsage, "--log-level"},
 		{"--config " + dir + "/absent.yaml list", nil, exitUsage, "absent.yaml"},

@@ -32,6 +32,7 @@ func (p *program) roleCommands() []*cli.Command {
 				&cli.StringFlag{Name: "engine", EnvVars: []string{"HOLDFAST_ENGINE"}, Usage: "container `ENGINE` of a node: auto, docker or process"},
 				&cli.StringFlag{Name: "listen", EnvVars: []string{"HOLDFAST_LISTEN"}, Usage: "`ADDRESS` of a node's data port (default 127.0.0.1:0)"},
 				&cli.StringFlag{Name: "advertise", EnvVars: []string{"HOLDFAST_ADVERTISE"}, Usage: "`ADDRESS` under which others reach the data port"},
+				&cli.IntFlag{Name: flagDoubleWrite, EnvVars: []string{"HOLDFAST_DOUBLE_WRITE"}, Value: 100, Usage: "`PERCENT` of workspaces whose snapshots a control worker has written to all stores; the others' go to as few as the policy allows"},
 				&cli.StringFlag{Name: flagMetricsAddress, EnvVars: []string{"HOLDFAST_METRICS_ADDRESS"}, Usage: "serve Prometheus metrics at /metrics of `HOST:PORT`, to everybody who reaches it (default: nowhere)"},
 				&cli.StringFlag{Name: "log-format", EnvVars: []string{"HOLDFAST_LOG_FORMAT"}, Value: "text", Usage: "`FORMAT` of the log on standard error: text or json"},
 				&cli.StringFlag{Name: "log-level", EnvVars: []string{"HOLDFAST_LOG_LEVEL"}, Value: "info", Usage: "`LEVEL` of the log: debug, info, warn or error"},
@@ -94,6 +95,13 @@ func (p *program) worker(c *cli.Context) error {
 	if err := checkMetricsAddress(s.MetricsAddress); err != nil {
 		return err
 	}
+	double := c.Int(flagDoubleWrite)
+	if s.DoubleWrite != nil && !c.IsSet(flagDoubleWrite) {
+		double = *s.DoubleWrite
+	}
+	if double < 0 || double > 100 {
+		return usage("--%s %d: want a percentage from 0 to 100", flagDoubleWrite, double)
+	}
 	d, err := findDeployment(s)
 	if err != nil {
 		return err
@@ -123,7 +131,7 @@ func (p *program) worker(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		return endedWell(c.Context, worker.RunControl(c.Context, worker.ControlConfig{Config: config, MasterKey: masterKey}))
+		return endedWell(c.Context, worker.RunControl(c.Context, worker.ControlConfig{Config: config, MasterKey: masterKey, SingleWrite: 100 - double}))
 	}
 	return p.agent(c, d, config, node)
 }

@@ -31,6 +31,7 @@ type settings struct {
 	PrivateZones     []string `yaml:"private_zones"`     // zones that public DNS servers are never asked about
 	GCSEndpoint      string   `yaml:"gcs_endpoint"`      // where gs:// is, if not at Google
 	Engine           string   `yaml:"engine"`            // auto, docker or process
+	DoubleWrite      *int     `yaml:"double_write"`      // percentage of workspaces whose snapshots are written to all stores
 	MetricsAddress   string   `yaml:"metrics_address"`   // host:port on which a worker serves /metrics; empty: none
 	SnapshotEvery    string   `yaml:"snapshot_every"`    // how often new workspaces are snapshotted while they run, or off
 }
@@ -52,6 +53,7 @@ const (
 	flagTemporalNamespace = "temporal-namespace"
 	flagTemporalProfile   = "temporal-profile"
 	flagMetricsAddress    = "metrics-address"
+	flagDoubleWrite       = "double-write"
 )
 
 // globalFlags stand before the command's name.

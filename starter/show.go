@@ -153,6 +153,9 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 			plain("note", "%s", note)
 		}
 	}
+	if len(state.Stores) > 0 {
+		plain("written to", "%s only; more with the next start once the roll-out has come to it", strings.Join(state.Stores, ", "))
+	}
 	if kept := state.Kept; kept != nil {
 		plain("kept", "instance %d on node %s: %s", kept.Token, kept.Node, kept.Why)
 		plain("owed to", "%s", strings.Join(kept.Owed, ", "))

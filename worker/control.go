@@ -21,6 +21,9 @@ type ControlConfig struct {
 	Config
 	// MasterKey is the URL of the master key (keys.OpenMaster). Only control workers and operators have it.
 	MasterKey string
+	// SingleWrite is the percentage of workspaces, by their ids, whose snapshots are not yet written to all stores but to
+	// as few as the policy allows. It is looked at when an instance is recorded. Range 0 to 100.
+	SingleWrite int
 	// Ready, when set, is called once the worker takes work, with the public key that secrets are sealed to.
 	Ready func(recipient string)
 }
@@ -30,6 +33,9 @@ func RunControl(ctx context.Context, config ControlConfig) error {
 	var err error
 	if config.Config, err = config.applyDefaults(); err != nil {
 		return fmt.Errorf("control worker: %w", err)
+	}
+	if config.SingleWrite < 0 || config.SingleWrite > 100 {
+		return fmt.Errorf("control worker: single write: %d %%: want 0 to 100", config.SingleWrite)
 	}
 	d, err := open(ctx, config.Config)
 	if err != nil {
@@ -62,7 +68,7 @@ func RunControl(ctx context.Context, config ControlConfig) error {
 	workflows.Register(control)
 	activities.RegisterControl(control, &activities.Control{
 		Client: temporal, Catalog: d.catalog, Master: master, Keys: identity, Logger: config.Logger,
-		Snapshots: d.snapshots,
+		Snapshots: d.snapshots, SingleWrite: config.SingleWrite,
 	})
 	if err := control.Start(); err != nil {
 		return fmt.Errorf("control worker: starting: %w", err)

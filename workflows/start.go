@@ -247,14 +247,15 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 	instance.Sealed = sealed.Password
 
 	// invariant 3: the record is on the required stores before anything of the instance runs.
+	var recorded workspace.RecordInstanceResult
 	if err := workflow.ExecuteActivity(controlSoon(ctx, fmt.Sprintf("record instance %d on node %s", instance.Token, node.Node)),
 		workspace.ActivityRecordInstance, workspace.InstanceRecord{
 			WorkspaceID: w.state.ID, Name: w.state.Name, Owner: w.state.Owner, Token: instance.Token, Node: node.Node,
 			Base: instance.Base, Adopted: instance.Adopted, Time: instance.Began, Spec: w.state.Spec, Secrets: w.state.Secrets,
-		}).Get(ctx, nil); err != nil {
+		}).Get(ctx, &recorded); err != nil {
 		return err
 	}
-	w.state.Instance = instance
+	w.state.Instance, w.state.Stores = instance, recorded.Stores
 	w.state.Placed = append(w.state.Placed, workspace.Placed{Node: instance.Node, Token: instance.Token})
 	if instance.Base != "" && (w.state.Head == nil || w.state.Head.Token < instance.Token) {
 		// By the rule of invariant 3 the head is now the base of the newest recorded token.

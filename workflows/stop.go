@@ -135,10 +135,12 @@ func (w *entity) reclaim(ctx workflow.Context, old workspace.Target) error {
 	if w.state.Head != nil {
 		record.Base = w.state.Head.Snapshot
 	}
+	var recorded workspace.RecordInstanceResult
 	if err := workflow.ExecuteActivity(control(ctx, fmt.Sprintf("record token %d for what node %s kept", record.Token, old.Node)),
-		workspace.ActivityRecordInstance, record).Get(ctx, nil); err != nil {
+		workspace.ActivityRecordInstance, record).Get(ctx, &recorded); err != nil {
 		return err
 	}
+	w.state.Stores = recorded.Stores
 	w.state.Placed = append(w.state.Placed, workspace.Placed{Node: old.Node, Token: record.Token})
 	if w.state.Head != nil {
 		head := *w.state.Head

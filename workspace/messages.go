@@ -152,6 +152,14 @@ type InstanceRecord struct {
 	Time        time.Time `json:"time"`
 	Spec        Spec      `json:"spec"`
 	Secrets     []byte    `json:"secrets,omitempty"` // sealed to control
+	// Stores are the providers of the policy, by URL, that the workspace's snapshots are written to and read from, when
+	// they are not all. RecordInstance decides it (DoubleWritten) and ignores what it is given.
+	Stores []string `json:"stores,omitempty"`
+}
+
+// RecordInstanceResult says what was recorded.
+type RecordInstanceResult struct {
+	Stores []string `json:"stores,omitempty"` // InstanceRecord.Stores
 }
 
 // PrepareImageInput asks a node for an image.

@@ -46,6 +46,8 @@ type State struct {
 	Kept *Kept `json:"kept,omitempty"`
 	// Left is content on nodes that a person chose to go on without. It is never removed by itself.
 	Left []Kept `json:"left,omitempty"`
+	// Stores are the providers that its snapshots are written to, when they are not all of the policy's (InstanceRecord.Stores).
+	Stores []string `json:"stores,omitempty"`
 	// Placed are the placements that were recorded and not yet released: which nodes hold something of it.
 	Placed []Placed `json:"placed,omitempty"`
 	// Incomplete is true while the first content has not been put in place: there is nothing to lose yet.

@@ -25,6 +25,14 @@ func (m *Mirror) Put(ctx context.Context, key string, data []byte, options PutOp
 		return errors.New("the mirror is closed")
 	}
 	began := time.Now()
+	m.lagging(func(l *lag) { l.writes++ })
+	late := false // it waits only for providers that the policy does not need
+	defer m.lagging(func(l *lag) {
+		l.writes--
+		if late {
+			l.late--
+		}
+	})
 	writing, cut := context.WithCancel(ctx)
 	defer context.AfterFunc(m.life, cut)()
 	defer cut()
@@ -65,7 +73,7 @@ func (m *Mirror) Put(ctx context.Context, key string, data []byte, options PutOp
 			write(p)
 		}
 	}
-	var lag <-chan time.Time
+	var overdue <-chan time.Time
 	for {
 		if have+len(waiting) < required && len(spared) > 0 {
 			for _, p := range spared {
@@ -84,10 +92,12 @@ func (m *Mirror) Put(ctx context.Context, key string, data []byte, options PutOp
 		if len(waiting) == 0 {
 			break
 		}
-		if decided := have >= required || have+len(waiting) < required; decided && lag == nil {
-			timer := time.NewTimer(m.options.LagTimeout)
+		if decided := have >= required || have+len(waiting) < required; decided && overdue == nil {
+			late = true
+			m.lagging(func(l *lag) { l.late++ })
+			timer := time.NewTimer(m.patience(have >= required))
 			defer timer.Stop()
-			lag = timer.C
+			overdue = timer.C
 		}
 		select {
 		case a := <-answers:
@@ -105,14 +115,14 @@ func (m *Mirror) Put(ctx context.Context, key string, data []byte, options PutOp
 				causes[a.provider.URL()] = a.err
 			}
 		case <-gone:
-		case <-lag:
-			late := errors.New("its write took longer than the others' and was cut off")
+		case <-overdue:
+			tooLate := errors.New("its writes took too much longer than the others' and one was cut off")
 			for _, p := range waiting {
 				if c := circuitOf(p); c != nil && have >= required && len(data) <= slowest {
-					c.left(began, late)
+					c.left(began, tooLate)
 				}
 			}
-			m.leaveBehind(waiting, causes, late)
+			m.leaveBehind(waiting, causes, tooLate)
 			clear(waiting)
 		case <-ctx.Done():
 			m.leaveBehind(waiting, causes, ctx.Err())

@@ -35,6 +35,10 @@ type Control struct {
 	Stores storage.MirrorOptions
 	// SingleWrite is the percentage of workspaces whose snapshots are not yet written to all stores. Range 0 to 100.
 	SingleWrite int
+
+	fleet fleetView
+	// sweepPatience is shorter in tests.
+	sweepPatience time.Duration
 }
 
 // perStore bounds how long one look at all stores takes, so that one that hangs does not take the others' answer with it.
@@ -257,6 +261,9 @@ func (c *Control) place(ctx context.Context, input workspace.PlaceInput) (worksp
 			continue
 		case state.Phase != workspace.NodeReady:
 			passed = append(passed, fmt.Sprintf("%s is %s (%s)", name, state.Phase, state.Reason))
+			continue
+		case state.Cordoned != "" && input.Only == "":
+			passed = append(passed, fmt.Sprintf("%s was cordoned by %s", name, state.Cordoned))
 			continue
 		}
 		placements, err := c.Catalog.Placements(ctx, name)

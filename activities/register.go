@@ -19,6 +19,8 @@ func RegisterControl(registry worker.ActivityRegistry, c *Control) {
 		workspace.ActivityGrantAccess:      c.GrantAccess,
 		workspace.ActivityListSnapshots:    c.ListSnapshots,
 		workspace.ActivityDescribeControl:  c.DescribeControl,
+		workspace.ActivityAnnounceNode:     c.AnnounceNode,
+		workspace.ActivityLookAtNode:       c.LookAtNode,
 	})
 }
 

@@ -38,6 +38,11 @@ func (c *Catalog) ReleasePlacement(ctx context.Context, node, id string, token u
 	return nil
 }
 
+// Placement reads one placement, with its workspace's name; storage.ErrNotFound when no provider has it.
+func (c *Catalog) Placement(ctx context.Context, node, id string, token uint64) (Placement, error) {
+	return load[Placement](ctx, c, placementKey(node, id, token))
+}
+
 // Placements lists what any provider says that a node holds.
 func (c *Catalog) Placements(ctx context.Context, node string) ([]Placement, error) {
 	keys, causes := c.keysAnywhere(ctx, "catalog/nodes/"+node+"/")

@@ -33,6 +33,9 @@ type control interface {
 	Pending(ctx context.Context, name string) ([]workspace.PendingActivity, error)
 	Workspaces(ctx context.Context) ([]listedWorkspace, error)
 	Nodes(ctx context.Context) ([]listedNode, error)
+	Node(ctx context.Context, name string) (workspace.NodeState, error)
+	// OrderNode says something of a node.
+	OrderNode(ctx context.Context, name, requestID string, order workspace.NodeOrder) (workspace.NodeState, error)
 	Access(ctx context.Context, input workspace.AccessInput) (workspace.AccessResult, error)
 	Snapshots(ctx context.Context, input workspace.SnapshotsInput) (workspace.SnapshotsResult, error)
 	Close()
@@ -49,6 +52,8 @@ type listedWorkspace struct {
 	Reason       string    `json:"reason,omitempty"`
 	// RecoveryPoint is what a lost node would cost; nil when nothing runs.
 	RecoveryPoint *workspace.RecoveryPoint `json:"recovery_point,omitempty"`
+	// Loss says what is done about the loss of its node, or what that cost.
+	Loss string `json:"loss,omitempty"`
 	// Stale is set when the workspace itself could not be asked: the line is from Temporal's index, which lags.
 	Stale bool `json:"stale,omitempty"`
 }
@@ -314,6 +319,14 @@ func listWorkspace(state workspace.State, now time.Time) listedWorkspace {
 	if state.Head != nil {
 		line.LastSnapshot = state.Head.Time
 	}
+	switch {
+	case state.Loss != nil && state.Phase == workspace.Recovering:
+		line.Loss = state.Reason
+	case state.Loss != nil:
+		line.Loss = "node " + state.Loss.Node + " is lost"
+	case state.Recovery != nil:
+		line.Loss = state.Recovery.Words()
+	}
 	return line
 }
 
@@ -338,7 +351,7 @@ func (t *temporalControl) Nodes(ctx context.Context) ([]listedNode, error) {
 				return ctx.Err()
 			}
 			lines[i] = listedNode{Name: lines[i].Name, Phase: string(state.Phase), Since: state.Since, Epoch: state.Epoch,
-				Engine: state.Info.Engine, Address: state.Info.Address, Version: state.Info.Version, Reason: state.Reason}
+				Engine: state.Info.Engine, Address: state.Info.Address, Version: state.Info.Version, Reason: nodeReason(state)}
 			return nil
 		})
 	}
@@ -347,6 +360,54 @@ func (t *temporalControl) Nodes(ctx context.Context) ([]listedNode, error) {
 	}
 	slices.SortFunc(lines, func(a, b listedNode) int { return strings.Compare(a.Name, b.Name) })
 	return lines, nil
+}
+
+// nodeReason is why a node is what it is, and that it was cordoned.
+func nodeReason(state workspace.NodeState) string {
+	switch {
+	case state.Cordoned == "":
+		return state.Reason
+	case state.Reason == "":
+		return "cordoned by " + state.Cordoned
+	default:
+		return state.Reason + "; cordoned by " + state.Cordoned
+	}
+}
+
+func (t *temporalControl) Node(ctx context.Context, name string) (workspace.NodeState, error) {
+	var state workspace.NodeState
+	err := t.query(ctx, workspace.NodeWorkflowID(name), &state)
+	return state, explainNode(name, err)
+}
+
+func (t *temporalControl) OrderNode(ctx context.Context, name, requestID string, order workspace.NodeOrder) (workspace.NodeState, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	var state workspace.NodeState
+	handle, err := t.client.UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
+		UpdateID:     requestID,
+		WorkflowID:   workspace.NodeWorkflowID(name),
+		UpdateName:   workspace.UpdateOrder,
+		Args:         []any{order},
+		WaitForStage: client.WorkflowUpdateStageCompleted,
+	})
+	if err == nil {
+		err = handle.Get(ctx, &state)
+	}
+	return state, explainNode(name, err)
+}
+
+// explainNode is explainRemote for what was asked about a node.
+func explainNode(name string, err error) error {
+	var notFound *serviceerror.NotFound
+	if errors.As(err, &notFound) {
+		return fail(exitNotFound, "there is no node %q", name).
+			withMend("`holdfast node list` shows the nodes there are; `holdfast worker --node %s` on a machine makes it one", name)
+	}
+	if f := (*failure)(nil); errors.As(explainRemote(name, err), &f) && f.code == exitRefused {
+		return f.withMend("`holdfast node show %s` says what it is", name)
+	}
+	return explainRemote(name, err)
 }
 
 // attribute reads one search attribute; they are never encrypted.

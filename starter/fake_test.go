@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"go.temporal.io/api/serviceerror"
 
 	"holdfast/dataport"
 	"holdfast/engine"
@@ -42,6 +43,7 @@ type fakeControl struct {
 
 	workspaces []listedWorkspace
 	nodes      []listedNode
+	nodeStates []workspace.NodeState
 	access     []workspace.AccessInput
 	grants     workspace.AccessResult
 	snapshots  workspace.SnapshotsResult
@@ -89,6 +91,22 @@ func (f *fakeControl) Workspaces(context.Context) ([]listedWorkspace, error) {
 	return f.workspaces, nil
 }
 func (f *fakeControl) Nodes(context.Context) ([]listedNode, error) { return f.nodes, nil }
+func (f *fakeControl) Node(_ context.Context, name string) (workspace.NodeState, error) {
+	for _, state := range f.nodeStates {
+		if state.Info.Name == name {
+			return state, nil
+		}
+	}
+	return workspace.NodeState{}, explainNode(name, serviceerror.NewNotFound("no such workflow"))
+}
+func (f *fakeControl) OrderNode(ctx context.Context, name, _ string, order workspace.NodeOrder) (workspace.NodeState, error) {
+	f.updates = append(f.updates, order)
+	state, err := f.Node(ctx, name)
+	if err == nil {
+		err = explainNode(name, f.accepted)
+	}
+	return state, err
+}
 func (f *fakeControl) Access(_ context.Context, input workspace.AccessInput) (workspace.AccessResult, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -29,9 +29,7 @@ func (p *program) showCommands() []*cli.Command {
 			outputFlag(),
 			&cli.BoolFlag{Name: "full", Usage: "print whole ids, one a line with its time, oldest first"},
 		}, Action: p.snapshots},
-		{Name: "node", Usage: "look at nodes", Subcommands: []*cli.Command{
-			{Name: "list", Usage: "list the nodes", Flags: []cli.Flag{outputFlag()}, Action: p.nodes},
-		}},
+		p.nodeCommands(),
 	}
 }
 
@@ -96,6 +94,11 @@ func renderWorkspaces(w io.Writer, lines []listedWorkspace, now time.Time, colou
 	if behind {
 		fmt.Fprintln(w, "! its backup is older than promised: `holdfast why NAME` says why")
 	}
+	for _, line := range lines {
+		if line.Loss != "" {
+			fmt.Fprintln(w, wrapText(line.Name+": "+line.Loss, 2))
+		}
+	}
 	if stale {
 		fmt.Fprintln(w, "? the workspace itself did not answer; this is from Temporal's index, which lags")
 	}
@@ -159,6 +162,13 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 	if kept := state.Kept; kept != nil {
 		plain("kept", "instance %d on node %s: %s", kept.Token, kept.Node, kept.Why)
 		plain("owed to", "%s", strings.Join(kept.Owed, ", "))
+	}
+	if loss := state.Loss; loss != nil {
+		plain("lost", "node %s, at %s (%s ago), last heard of at %s", loss.Node, moment(loss.At), age(loss.At, now), moment(loss.Heard))
+		plain("", "%s", loss.Waiting)
+	}
+	if recovery := state.Recovery; recovery != nil {
+		plain("recovered", "%s", recovery.Words())
 	}
 	for _, left := range state.Left {
 		plain("left", "instance %d on node %s: %s", left.Token, left.Node, left.Why)

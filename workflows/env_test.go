@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
@@ -55,6 +56,11 @@ type world struct {
 	// unchanged counts the looks that found nothing to store; unsettled makes backups of what is being written to.
 	unchanged int
 	unsettled bool
+	// nodes is what the nodes' workflows say; one that is lost does nothing that it is asked for.
+	nodes map[string]workspace.NodeState
+	brake workspace.Brake
+	// clock, when set, gives snapshots their time.
+	clock func() time.Time
 	// newestContent is what the person last had: it must exist somewhere at every step.
 	newestContent string
 }
@@ -77,6 +83,10 @@ func emptyWorld(t *testing.T) *world {
 	return &world{
 		t: t, attempts: map[string]int{},
 		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{},
+		nodes: map[string]workspace.NodeState{
+			nodeOne: {Info: workspace.NodeInfo{Name: nodeOne}, Phase: workspace.NodeReady, Epoch: 1},
+			nodeTwo: {Info: workspace.NodeInfo{Name: nodeTwo}, Phase: workspace.NodeReady, Epoch: 1},
+		},
 	}
 }
 
@@ -109,6 +119,23 @@ func do[R any](w *world, name string, effect func() (R, error)) (R, error) {
 		}
 	}
 	return result, err
+}
+
+// doOn is do for an activity of a node: one that is lost never answers.
+func doOn[R any](w *world, node, name string, effect func() (R, error)) (R, error) {
+	w.mutex.Lock()
+	gone := w.nodes[node].Phase != workspace.NodeReady
+	w.mutex.Unlock()
+	if gone {
+		switch name {
+		case workspace.ActivityPrepareImage, workspace.ActivityPrepareContent, workspace.ActivityStartInstance, workspace.ActivityDiscardInstance:
+			// A start does not wait for a node that does not take its work.
+			return *new(R), temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)
+		}
+		// Tried again for ever; this environment gives up after ten attempts.
+		return *new(R), temporal.NewApplicationErrorWithOptions("no agent takes it", "", temporal.ApplicationErrorOptions{NextRetryDelay: time.Hour})
+	}
+	return do(w, name, effect)
 }
 
 func (w *world) unheard(ctx context.Context, activity string) {
@@ -160,11 +187,21 @@ func (w *world) register(registry activityRegistry) {
 		return do(w, workspace.ActivityPlace, func() (workspace.PlaceResult, error) {
 			for _, node := range []string{nodeOne, nodeTwo} {
 				excluded := strings.Contains(strings.Join(input.Exclude, " "), node)
-				if !excluded && (input.Only == "" || input.Only == node) {
+				if !excluded && w.nodes[node].Phase == workspace.NodeReady && (input.Only == "" || input.Only == node) {
 					return workspace.PlaceResult{Node: node, Recipient: "age1" + node}, nil
 				}
 			}
 			return workspace.PlaceResult{}, permanent(workspace.ErrorNoNode, "no node is left")
+		})
+	})
+	add(workspace.ActivityLookAtNode, func(_ context.Context, input workspace.LookAtNodeInput) (workspace.LookAtNodeResult, error) {
+		return do(w, workspace.ActivityLookAtNode, func() (workspace.LookAtNodeResult, error) {
+			node, known := w.nodes[input.Node]
+			look := workspace.LookAtNodeResult{Known: known, Node: node}
+			if node.Loss != nil && node.Loss.Dead == "" {
+				look.Brake = w.brake
+			}
+			return look, nil
 		})
 	})
 	add(workspace.ActivitySeal, func(_ context.Context, input workspace.SealInput) (workspace.SealResult, error) {
@@ -197,15 +234,15 @@ func (w *world) register(registry activityRegistry) {
 		return err
 	})
 	add(workspace.ActivityPrepareImage, func(_ context.Context, input workspace.PrepareImageInput) (workspace.PrepareImageResult, error) {
-		return do(w, workspace.ActivityPrepareImage, func() (workspace.PrepareImageResult, error) {
+		return doOn(w, input.Target.Node, workspace.ActivityPrepareImage, func() (workspace.PrepareImageResult, error) {
 			return workspace.PrepareImageResult{Reference: "image:" + input.Image}, nil
 		})
 	})
 	add(workspace.ActivityPrepareContent, func(_ context.Context, input workspace.PrepareContentInput) (workspace.PrepareContentResult, error) {
-		return do(w, workspace.ActivityPrepareContent, func() (workspace.PrepareContentResult, error) { return w.prepareContent(input) })
+		return doOn(w, input.Target.Node, workspace.ActivityPrepareContent, func() (workspace.PrepareContentResult, error) { return w.prepareContent(input) })
 	})
 	add(workspace.ActivityStartInstance, func(_ context.Context, input workspace.StartInstanceInput) (workspace.StartInstanceResult, error) {
-		return do(w, workspace.ActivityStartInstance, func() (workspace.StartInstanceResult, error) {
+		return doOn(w, input.Target.Node, workspace.ActivityStartInstance, func() (workspace.StartInstanceResult, error) {
 			w.started[place(input.Target)], w.runs[place(input.Target)] = true, true
 			w.content[place(input.Target)] += "+"
 			w.newestContent = w.content[place(input.Target)]
@@ -213,7 +250,7 @@ func (w *world) register(registry activityRegistry) {
 		})
 	})
 	add(workspace.ActivityStopInstance, func(_ context.Context, input workspace.StopInstanceInput) error {
-		_, err := do(w, workspace.ActivityStopInstance, func() (any, error) {
+		_, err := doOn(w, input.Target.Node, workspace.ActivityStopInstance, func() (any, error) {
 			w.runs[place(input.Target)] = false
 			return nil, nil
 		})
@@ -221,7 +258,7 @@ func (w *world) register(registry activityRegistry) {
 	})
 	add(workspace.ActivityBackup, func(ctx context.Context, input workspace.BackupInput) (workspace.BackupResult, error) {
 		w.unheard(ctx, workspace.ActivityBackup)
-		return do(w, workspace.ActivityBackup, func() (workspace.BackupResult, error) {
+		return doOn(w, input.Target.Node, workspace.ActivityBackup, func() (workspace.BackupResult, error) {
 			w.next++
 			id := fmt.Sprintf("%064d", w.next)
 			held, ok := w.content[place(input.Target)]
@@ -236,30 +273,34 @@ func (w *world) register(registry activityRegistry) {
 				return workspace.BackupResult{Unchanged: true, Time: time.Unix(1000, 0).UTC()}, nil
 			}
 			w.versions[id] = held
+			taken := time.Unix(1000, 0).UTC()
+			if w.clock != nil {
+				taken = w.clock()
+			}
 			return workspace.BackupResult{
-				Backup: workspace.Backup{Snapshot: id, Files: 1, Omitted: w.omitted}, Time: time.Unix(1000, 0).UTC(), StatDigest: "digest of " + held, Unsettled: w.unsettled,
+				Backup: workspace.Backup{Snapshot: id, Files: 1, Omitted: w.omitted}, Time: taken, StatDigest: "digest of " + held, Unsettled: w.unsettled,
 			}, nil
 		})
 	})
-	add(workspace.ActivityVerify, func(ctx context.Context, _ workspace.VerifyInput) (workspace.VerifyResult, error) {
+	add(workspace.ActivityVerify, func(ctx context.Context, input workspace.VerifyInput) (workspace.VerifyResult, error) {
 		w.unheard(ctx, workspace.ActivityVerify)
-		return do(w, workspace.ActivityVerify, func() (workspace.VerifyResult, error) {
+		return doOn(w, input.Target.Node, workspace.ActivityVerify, func() (workspace.VerifyResult, error) {
 			return workspace.VerifyResult{Whole: []string{"gs://a"}, Owed: w.owed}, nil
 		})
 	})
 	add(workspace.ActivityCommit, func(_ context.Context, input workspace.CommitInput) error {
-		_, err := do(w, workspace.ActivityCommit, func() (any, error) { return nil, w.commit(input.Commit) })
+		_, err := doOn(w, input.Target.Node, workspace.ActivityCommit, func() (any, error) { return nil, w.commit(input.Commit) })
 		return err
 	})
-	add(workspace.ActivityRepair, func(ctx context.Context, _ workspace.RepairInput) (workspace.RepairResult, error) {
+	add(workspace.ActivityRepair, func(ctx context.Context, input workspace.RepairInput) (workspace.RepairResult, error) {
 		w.unheard(ctx, workspace.ActivityRepair)
-		return do(w, workspace.ActivityRepair, func() (workspace.RepairResult, error) {
+		return doOn(w, input.Target.Node, workspace.ActivityRepair, func() (workspace.RepairResult, error) {
 			w.owed = nil
 			return workspace.RepairResult{}, nil
 		})
 	})
 	add(workspace.ActivityRemoveInstance, func(_ context.Context, input workspace.RemoveInstanceInput) error {
-		_, err := do(w, workspace.ActivityRemoveInstance, func() (any, error) {
+		_, err := doOn(w, input.Target.Node, workspace.ActivityRemoveInstance, func() (any, error) {
 			held, ok := w.content[place(input.Target)]
 			if ok && w.versions[input.Snapshot] != held {
 				w.violated = append(w.violated, fmt.Sprintf("removal of %q asked with a snapshot of %q", held, w.versions[input.Snapshot]))
@@ -273,7 +314,7 @@ func (w *world) register(registry activityRegistry) {
 		return err
 	})
 	add(workspace.ActivityDiscardInstance, func(_ context.Context, input workspace.DiscardInstanceInput) error {
-		_, err := do(w, workspace.ActivityDiscardInstance, func() (any, error) {
+		_, err := doOn(w, input.Target.Node, workspace.ActivityDiscardInstance, func() (any, error) {
 			if w.started[place(input.Target)] && input.DiscardData == "" {
 				return nil, permanent(workspace.ErrorRefused, "it may have run")
 			}

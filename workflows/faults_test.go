@@ -23,7 +23,7 @@ func everyError() map[string]error {
 		workspace.ErrorStoreMissing, workspace.ErrorStoreDenied, workspace.ErrorStoreFull, workspace.ErrorWrongKey, workspace.ErrorDamaged,
 		workspace.ErrorSnapshotMissing, workspace.ErrorContentMissing, workspace.ErrorContentForeign, workspace.ErrorContentChanged,
 		workspace.ErrorDiskFull, workspace.ErrorUploadMissing, workspace.ErrorSource, workspace.ErrorNotStored, workspace.ErrorOmissions,
-		workspace.ErrorRefused,
+		workspace.ErrorRefused, workspace.ErrorNodeLost,
 	} {
 		all[string(kind)] = permanent(kind, "injected "+string(kind))
 	}
@@ -34,7 +34,7 @@ var everyActivity = []string{
 	workspace.ActivityReadHead, workspace.ActivityPlace, workspace.ActivitySeal, workspace.ActivityRecordInstance,
 	workspace.ActivityReleasePlacement, workspace.ActivityPrepareImage, workspace.ActivityPrepareContent, workspace.ActivityStartInstance,
 	workspace.ActivityStopInstance, workspace.ActivityBackup, workspace.ActivityVerify, workspace.ActivityCommit,
-	workspace.ActivityRepair, workspace.ActivityRemoveInstance, workspace.ActivityDiscardInstance,
+	workspace.ActivityRepair, workspace.ActivityRemoveInstance, workspace.ActivityDiscardInstance, workspace.ActivityLookAtNode,
 }
 
 // lives are the workspaces that everything happens to: one that only commands act on, and one that a timer snapshots.

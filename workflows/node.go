@@ -27,12 +27,17 @@ type lessor struct {
 	state workspace.NodeState
 	// registered is set by a registration and cleared when a lease is offered to it.
 	registered bool
+	// ignored counts the offers in a row that a node did not take although it announced itself.
+	ignored int
 }
 
 func (n *lessor) setup(ctx workflow.Context) error {
 	if err := workflow.SetQueryHandlerWithOptions(ctx, workspace.QueryState, func() (workspace.NodeState, error) {
 		return n.state, nil
 	}, workflow.QueryHandlerOptions{Description: "what is known about the node"}); err != nil {
+		return err
+	}
+	if err := n.handleOrders(ctx); err != nil {
 		return err
 	}
 	return workflow.SetUpdateHandlerWithOptions(ctx, workspace.UpdateRegister,
@@ -71,10 +76,13 @@ func (n *lessor) run(ctx workflow.Context) error {
 			// back must not look ready.
 			offered := n.state.Phase == workspace.NodeOffered || n.state.Phase == workspace.NodeSuspect
 			if offered && signal.Epoch == n.state.Epoch && signal.Incarnation == n.state.Info.Incarnation {
+				n.ignored = 0
+				n.returned(ctx)
 				n.enter(ctx, workspace.NodeReady, "")
 			}
 		}
 	})
+	n.announce(ctx)
 	var public workspace.ControlInfo
 	if err := workflow.ExecuteActivity(control(ctx, "what the control side makes public"), workspace.ActivityDescribeControl).Get(ctx, &public); err != nil {
 		return err
@@ -82,7 +90,7 @@ func (n *lessor) run(ctx workflow.Context) error {
 	offer := n.state.Phase != workspace.NodeLost
 	for {
 		if !offer {
-			if err := workflow.Await(ctx, func() bool { return n.registered }); err != nil {
+			if err := n.awaitRegistration(ctx); err != nil {
 				return err
 			}
 		}
@@ -100,12 +108,21 @@ func (n *lessor) run(ctx workflow.Context) error {
 				n.registered = false // it announced itself again before it had the lease; now it is stopping
 			}
 			n.enter(ctx, workspace.NodeLost, "its agent was stopped")
+			n.state.LossDue = workflow.Now(ctx).Add(stoppedGrace)
 		case leaseTimedOut:
 			// Losing a lease is suspicion, not death: it is offered again before anything follows from it.
 			n.enter(ctx, workspace.NodeSuspect, "its lease timed out")
 			offer = true
 		case leaseNotTaken:
+			if n.registered && n.ignored == 0 {
+				// It is there, and too busy: it is offered once more before it counts as lost.
+				n.ignored++
+				offer = true
+				break
+			}
+			n.ignored = 0
 			n.enter(ctx, workspace.NodeLost, "it does not take its lease")
+			n.lose(ctx)
 		case leaseSuperseded:
 			offer = true
 		}
@@ -136,6 +153,7 @@ func (n *lessor) lease(ctx workflow.Context, verifyKey []byte) (leaseOutcome, er
 	n.state.Epoch++
 	n.registered = false
 	incarnation := n.state.Info.Incarnation
+	offered := workflow.Now(ctx)
 	if n.state.Phase != workspace.NodeSuspect {
 		n.enter(ctx, workspace.NodeOffered, "")
 	}
@@ -166,14 +184,17 @@ func (n *lessor) lease(ctx workflow.Context, verifyKey []byte) (leaseOutcome, er
 	var timeout *temporal.TimeoutError
 	switch {
 	case err == nil && result.Released:
+		n.state.Heard = workflow.Now(ctx)
 		return leaseReleased, nil
 	case err == nil:
 		return leaseRenew, nil
 	case errors.As(err, &timeout) && timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START:
+		n.late(ctx, offered.Add(leaseOffer))
 		return leaseNotTaken, nil
 	case ctx.Err() != nil:
 		return 0, ctx.Err()
 	default:
+		n.timedOut(ctx, timeout)
 		return leaseTimedOut, nil
 	}
 }

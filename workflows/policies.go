@@ -24,6 +24,9 @@ const (
 	// leaseHeartbeat, leaseOffer: DESIGN section 7. The agent fences itself 3 s before the server gives up.
 	leaseHeartbeat = 10 * time.Second
 	leaseOffer     = 15 * time.Second
+	// stoppedGrace is how long an agent that was stopped may stay away before its node counts as lost: an upgrade or a
+	// restart of the machine is no reason to move anything.
+	stoppedGrace = 2 * time.Minute
 	// leaseLength renews the activity now and then, so that the workflow can continue as new.
 	leaseLength = 24 * time.Hour
 )
@@ -37,6 +40,13 @@ var patient = temporal.RetryPolicy{
 	MaximumInterval: 30 * time.Second,
 }
 
+// recoverAgain and recoverSlowest are the shortest and the longest pause between attempts to go on after the loss of a
+// node. The longest is what somebody who adds a node is willing to wait.
+const (
+	recoverAgain   = 15 * time.Second
+	recoverSlowest = 2 * time.Minute
+)
+
 // slowest is the longest pause of a loop that is in the workflow and therefore costs history.
 const slowest = 10 * time.Minute
 
@@ -48,6 +58,14 @@ func control(ctx workflow.Context, summary string) workflow.Context {
 		RetryPolicy:         &patient,
 		Summary:             summary,
 	})
+}
+
+// announcing is for an activity that tells many workflows something. It pages and beats, so that a control worker that
+// dies is noticed, and goes on where it was.
+func announcing(ctx workflow.Context, summary string) workflow.Context {
+	ctx = control(ctx, summary)
+	ctx = workflow.WithStartToCloseTimeout(ctx, 24*time.Hour) // while a store cannot be listed, it waits for it
+	return workflow.WithHeartbeatTimeout(ctx, nodeHeartbeat)
 }
 
 // controlSoon is control for somebody who waits: it gives up after a while.
@@ -82,6 +100,7 @@ func onNodeReading(ctx workflow.Context, node, summary string, attempt time.Dura
 // Priorities on a node's queue: a person who waits for a start comes first.
 const (
 	priorityStart   = 1
+	priorityRecover = 2
 	priorityStop    = 3
 	priorityBackup  = 4
 	priorityTimed   = 5
@@ -90,8 +109,8 @@ const (
 
 // forStart is for the steps of a start: a node that does not take the task is given up for the next one, and a cause
 // that stays is told to the person after promise.
-func forStart(ctx workflow.Context, node, summary string, promise time.Duration) workflow.Context {
-	ctx = onNode(ctx, node, summary, promise, priorityStart)
+func forStart(ctx workflow.Context, node, summary string, promise time.Duration, priority int) workflow.Context {
+	ctx = onNode(ctx, node, summary, promise, priority)
 	ctx = workflow.WithScheduleToStartTimeout(ctx, nodeAnswers)
 	return workflow.WithScheduleToCloseTimeout(ctx, promise+promise/4)
 }

@@ -44,6 +44,21 @@ type scene struct {
 	id     string
 	asked  int
 	lease  *leaseScript
+	leases *leaseTaker
+}
+
+// leaseTaker is the worker of the lease queue; stopping is closed when it takes nothing any more.
+type leaseTaker struct {
+	worker.Worker
+	stopping chan struct{}
+	once     sync.Once
+}
+
+func (l *leaseTaker) Stop() {
+	l.once.Do(func() {
+		close(l.stopping)
+		l.Worker.Stop()
+	})
 }
 
 // scenario does what one golden history shows and says when that is over.
@@ -171,6 +186,52 @@ var scenarios = []scenario{
 		s.lease.of(4) <- errReleased
 		s.leaseIs(4, workspace.NodeLost)
 	}},
+	{"node_loss", "node/" + nodeOne, func(s *scene) {
+		begin(s, workspace.NodeWorkflow, workspace.NodeInput{Node: nodeOne})
+		register := func(incarnation string) {
+			s.ask(workspace.UpdateRegister, workspace.RegisterRequest{Info: workspace.NodeInfo{
+				Name: nodeOne, Incarnation: incarnation, Recipient: "age1" + nodeOne, Address: "127.0.0.1:1", Engine: "process", Version: "test",
+			}})
+		}
+		register("first")
+		s.leaseIs(1, workspace.NodeReady)
+		go s.leases.Stop() // nobody takes the next offer; it returns when the lease below has ended
+		<-s.leases.stopping
+		s.lease.of(1) <- errors.New("the agent was cut off")
+		s.leaseIs(2, workspace.NodeLost)
+		s.reached(workspace.ActivityAnnounceNode)
+		s.takeLeases()
+		register("second")
+		s.leaseIs(3, workspace.NodeReady)
+		require.Eventually(s.t, func() bool { return s.called(workspace.ActivityAnnounceNode) == 2 }, 30*time.Second, 20*time.Millisecond)
+	}},
+	{"recover", atlas, func(s *scene) {
+		s.start()
+		s.request(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"}, workspace.Running)
+		lose := func(node string, held bool) {
+			now := time.Now()
+			s.locked(func() {
+				s.brake = workspace.Brake{Held: held, Why: "a storm"}
+				s.nodes[node] = workspace.NodeState{Phase: workspace.NodeLost, Epoch: 1, Loss: &workspace.NodeLoss{At: now.Add(-time.Hour), Heard: now.Add(-time.Hour), Epoch: 1}}
+			})
+			s.signal(workspace.SignalNodeNews, workspace.NodeNews{Node: node, Epoch: 1, Lost: true, At: now, Heard: now})
+		}
+		back := func(node string) {
+			s.locked(func() { s.nodes[node] = workspace.NodeState{Phase: workspace.NodeReady, Epoch: 2} })
+			s.signal(workspace.SignalNodeNews, workspace.NodeNews{Node: node, Epoch: 2})
+		}
+		runsOn := func(node string) {
+			s.until("running on "+node, func(state workspace.State) bool {
+				return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Node == node
+			})
+		}
+		lose(nodeOne, false)
+		runsOn(nodeTwo) // gone on without
+		lose(nodeTwo, true)
+		s.until("held", func(state workspace.State) bool { return state.Phase == workspace.Recovering && state.Operation == nil })
+		back(nodeTwo)
+		runsOn(nodeTwo) // found again
+	}},
 	{"access", "access/atlas", func(s *scene) {
 		run := begin(s, workspace.AccessWorkflow, workspace.AccessInput{Name: "atlas", Verb: workspace.VerbDownload, Path: "notes", Subject: "ada"})
 		require.NoError(s.t, run.Get(s.t.Context(), nil))
@@ -262,7 +323,8 @@ func save(t *testing.T, path string, history *historypb.History) {
 
 // work runs the control worker and the nodes' until the scenario ends.
 func (s *scene) work() {
-	for _, queue := range []string{workspace.ControlQueue, workspace.NodeQueue(nodeOne), workspace.NodeQueue(nodeTwo), workspace.LeaseQueue(nodeOne)} {
+	s.takeLeases()
+	for _, queue := range []string{workspace.ControlQueue, workspace.NodeQueue(nodeOne), workspace.NodeQueue(nodeTwo)} {
 		w := worker.New(s.client, queue, worker.Options{Identity: recorder, DisableWorkflowWorker: queue != workspace.ControlQueue})
 		if queue == workspace.ControlQueue {
 			workflows.Register(w)
@@ -272,6 +334,26 @@ func (s *scene) work() {
 		require.NoError(s.t, w.Start())
 		s.t.Cleanup(w.Stop)
 	}
+}
+
+func (s *scene) takeLeases() {
+	w := worker.New(s.client, workspace.LeaseQueue(nodeOne), worker.Options{Identity: recorder, DisableWorkflowWorker: true})
+	s.registerOthers(w)
+	require.NoError(s.t, w.Start())
+	s.leases = &leaseTaker{Worker: w, stopping: make(chan struct{})}
+	s.t.Cleanup(s.leases.Stop)
+}
+
+func (s *scene) signal(name string, arg any) {
+	s.t.Helper()
+	require.NoError(s.t, s.client.SignalWorkflow(s.t.Context(), s.id, "", name, arg))
+}
+
+// called is how often an activity was tried.
+func (s *scene) called(name string) int {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return s.attempts[name]
 }
 
 func (s *scene) registerOthers(registry activityRegistry) {
@@ -286,6 +368,11 @@ func (s *scene) registerOthers(registry activityRegistry) {
 	})
 	add(workspace.ActivityListSnapshots, func(context.Context, workspace.SnapshotsInput) (workspace.SnapshotsResult, error) {
 		return workspace.SnapshotsResult{WorkspaceID: "id", Snapshots: []workspace.SnapshotLine{{Snapshot: fmt.Sprintf("%064d", 1)}}}, nil
+	})
+	add(workspace.ActivityAnnounceNode, func(context.Context, workspace.NodeNews) (workspace.AnnounceResult, error) {
+		return do(s.world, workspace.ActivityAnnounceNode, func() (workspace.AnnounceResult, error) {
+			return workspace.AnnounceResult{Told: 1}, nil
+		})
 	})
 	add(workspace.ActivityHoldLease, s.holdLease)
 }

@@ -99,6 +99,12 @@ func (w *entity) describeNow(ctx workflow.Context) {
 	if kept := w.state.Kept; kept != nil {
 		line("content kept on node %s: %s", kept.Node, kept.Why)
 	}
+	if loss := w.state.Loss; loss != nil {
+		line("node %s is lost since %s: %s", loss.Node, loss.At.UTC().Format("2006-01-02 15:04:05 MST"), loss.Waiting)
+	}
+	if recovery := w.state.Recovery; recovery != nil {
+		line("%s", recovery.Words())
+	}
 	if block := w.state.Block; block != nil {
 		line("waits for a person: %s", block.Mend)
 	}

@@ -13,6 +13,9 @@ import (
 
 // start brings the workspace to Running, or back to where it was. Content is never touched on the way back.
 func (w *entity) start(ctx workflow.Context, request *workspace.StartRequest) error {
+	if err := w.startAfterLoss(ctx, request.AcceptVersion); err != nil {
+		return err
+	}
 	if w.state.Instance != nil {
 		// A stop that a start interrupted has left its instance as kept content; one that runs was refused before.
 		return &refusalError{workspace.ErrorRefused, fmt.Sprintf("workspace %s has an instance on node %s", w.state.Name, w.state.Instance.Node)}
@@ -35,6 +38,11 @@ func (w *entity) start(ctx workflow.Context, request *workspace.StartRequest) er
 			return w.olderVersion(ctx, request.AcceptVersion)
 		}
 		w.leaveKept("a start with --accept-version went on without it")
+	}
+	if w.state.Kept != nil {
+		if err := w.withoutLostNode(ctx); err != nil {
+			return err
+		}
 	}
 	if w.state.Kept != nil {
 		if request.Node != "" && request.Node != w.state.Kept.Node || request.NotNode == w.state.Kept.Node {
@@ -115,17 +123,21 @@ type launch struct {
 	only, exclude string
 	// base, when set, is an older snapshot to go back to (restore).
 	base string
+	// replaces is set when the instance is made in the place of one on a lost node.
+	replaces bool
+	// priority on the node's queue; 0 is that of a person who waits.
+	priority int
 }
 
 // launch places, records, prepares and starts instances until one runs. Each attempt is an instance with a token of its
 // own (invariant 3).
 func (w *entity) launch(ctx workflow.Context, plan launch) error {
 	phase, reason, head := w.state.Phase, w.state.Reason, w.state.Head
-	if phase == workspace.Stopping || phase == workspace.Blocked {
+	if phase == workspace.Stopping || phase == workspace.Blocked || phase == workspace.Recovering {
 		phase = workspace.Stopped
 	}
 	w.enter(ctx, workspace.Starting, "")
-	w.state.Block = nil
+	w.state.Block, w.state.Recovery = nil, nil
 	var tried []string
 	if plan.exclude != "" {
 		tried = append(tried, plan.exclude)
@@ -232,19 +244,25 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 	}
 
 	w.step(ctx, workspace.StepRecord, "node "+node.Node)
-	seal := workspace.SealInput{
-		WorkspaceID: w.state.ID, Name: w.state.Name, Owner: w.state.Owner,
-		Node: node.Node, Recipient: node.Recipient, Secrets: w.state.Secrets,
+	priority := plan.priority
+	if priority == 0 {
+		priority = priorityStart
 	}
+	var seal workspace.SealInput
 	fromOrigin := w.state.Incomplete && w.state.Source.Kind == workspace.SourceSnapshot
 	if fromOrigin {
 		seal.OriginName, seal.OriginSnapshot = w.state.Source.Workspace, w.state.Source.Snapshot
 	}
-	var sealed workspace.SealResult
-	if err := workflow.ExecuteActivity(controlSoon(ctx, "seal the keys to node "+node.Node), workspace.ActivitySeal, seal).Get(ctx, &sealed); err != nil {
+	sealed, err := w.sealTo(ctx, node, seal)
+	if err != nil {
 		return err
 	}
 	instance.Sealed = sealed.Password
+	if plan.replaces {
+		if err := w.mayReplace(ctx); err != nil {
+			return err
+		}
+	}
 
 	// invariant 3: the record is on the required stores before anything of the instance runs.
 	var recorded workspace.RecordInstanceResult
@@ -270,7 +288,7 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 
 	w.step(ctx, workspace.StepImage, w.state.Spec.Image)
 	var image workspace.PrepareImageResult
-	if err := workflow.ExecuteActivity(forStart(ctx, node.Node, "prepare image "+w.state.Spec.Image, imagePromise),
+	if err := workflow.ExecuteActivity(forStart(ctx, node.Node, "prepare image "+w.state.Spec.Image, imagePromise, priority),
 		workspace.ActivityPrepareImage, workspace.PrepareImageInput{Target: target, Image: w.state.Spec.Image}).Get(ctx, &image); err != nil {
 		return err
 	}
@@ -296,13 +314,13 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 	}
 	w.step(ctx, step, detail)
 	var prepared workspace.PrepareContentResult
-	err := workflow.ExecuteActivity(forStart(ctx, node.Node, string(step)+" "+detail, contentPromise),
+	err = workflow.ExecuteActivity(forStart(ctx, node.Node, string(step)+" "+detail, contentPromise, priority),
 		workspace.ActivityPrepareContent, content).Get(ctx, &prepared)
 	if failureType(err) == workspace.ErrorContentMissing && w.removedAlready() {
 		// The removal was done and only its answer was lost. The snapshot is of exactly that content.
 		w.state.Kept, instance.Adopted, content.Adopt = nil, 0, 0
 		w.step(ctx, workspace.StepContent, "restoring snapshot "+instance.Base)
-		err = workflow.ExecuteActivity(forStart(ctx, node.Node, "restore snapshot "+instance.Base, contentPromise),
+		err = workflow.ExecuteActivity(forStart(ctx, node.Node, "restore snapshot "+instance.Base, contentPromise, priority),
 			workspace.ActivityPrepareContent, content).Get(ctx, &prepared)
 	}
 	if err != nil {
@@ -316,7 +334,7 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 
 	w.step(ctx, workspace.StepRun, "")
 	var started workspace.StartInstanceResult
-	if err := workflow.ExecuteActivity(forStart(ctx, node.Node, "start the instance", runPromise),
+	if err := workflow.ExecuteActivity(forStart(ctx, node.Node, "start the instance", runPromise, priority),
 		workspace.ActivityStartInstance, workspace.StartInstanceInput{
 			Target: target, Image: image.Reference, Spec: w.state.Spec, Secrets: sealed.Secrets,
 		}).Get(ctx, &started); err != nil {
@@ -328,6 +346,15 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 	w.enter(ctx, workspace.Running, "on node "+node.Node)
 	w.running(ctx)
 	return nil
+}
+
+// sealTo seals the repository's password and the person's secrets to a node.
+func (w *entity) sealTo(ctx workflow.Context, node workspace.PlaceResult, seal workspace.SealInput) (workspace.SealResult, error) {
+	seal.WorkspaceID, seal.Name, seal.Owner = w.state.ID, w.state.Name, w.state.Owner
+	seal.Node, seal.Recipient, seal.Secrets = node.Node, node.Recipient, w.state.Secrets
+	var sealed workspace.SealResult
+	err := workflow.ExecuteActivity(controlSoon(ctx, "seal the keys to node "+node.Node), workspace.ActivitySeal, seal).Get(ctx, &sealed)
+	return sealed, err
 }
 
 // removedAlready says whether kept content that its node does not have was removed after its backup: the newest version
@@ -353,11 +380,12 @@ func (w *entity) undo(ctx workflow.Context, node string) error {
 		w.state.Kept.Sealed = instance.Sealed
 		return nil
 	}
-	err := workflow.ExecuteActivity(forStart(ctx, node, "undo the start", discardPromise), workspace.ActivityDiscardInstance,
+	err := workflow.ExecuteActivity(forStart(ctx, node, "undo the start", discardPromise, priorityStart), workspace.ActivityDiscardInstance,
 		workspace.DiscardInstanceInput{Target: w.target(instance)}).Get(ctx, nil)
 	if err != nil {
-		if w.state.Incomplete && slices.Contains([]workspace.ErrorType{"", workspace.ErrorNotFound}, failureType(err)) {
-			// The first content never was in use; what is left of it on a silent node is found by its agent's scan.
+		unused := w.state.Incomplete || w.state.Operation.Step != workspace.StepRun
+		if unused && slices.Contains([]workspace.ErrorType{"", workspace.ErrorNotFound}, failureType(err)) {
+			// Nothing ran on it and it is only a copy; what is left of it on a silent node is found by its agent's scan.
 			return nil
 		}
 		w.state.Kept = &workspace.Kept{Node: node, Token: instance.Token, Sealed: instance.Sealed,

@@ -16,6 +16,10 @@ import (
 // snapshot that is committed; then, and only when all stores hold it, the instance and its content are removed.
 func (w *entity) stop(ctx workflow.Context, request *workspace.StopRequest) error {
 	target, sequence, ok := w.stoppable()
+	if !ok && w.state.Phase == workspace.Recovering {
+		w.state.Loss = nil
+		w.enter(ctx, workspace.Stopped, "its node was lost, and it was stopped before it had gone on elsewhere")
+	}
 	if !ok {
 		return nil // it gave up a start, and nothing of that is left
 	}
@@ -233,6 +237,12 @@ func (w *entity) remove(ctx workflow.Context) error {
 		w.state.Kept.Snapshot, w.state.Kept.StatDigest = "", ""
 		return fmt.Errorf("%w: %w", errChanged, err)
 	}
+	if temporal.IsCanceledError(err) && w.interruptedBy == workspace.OperationRecover {
+		// The stop is done, and its node is lost: what is left there is removed when it returns.
+		w.state.Kept.Why = "its node was lost before it was removed there"
+		w.state.Operation.Owed = append(w.state.Operation.Owed, "content on node "+target.Node)
+		return nil
+	}
 	if err != nil {
 		w.state.Kept.Held = true
 		if temporal.IsCanceledError(err) {
@@ -359,7 +369,7 @@ func (w *entity) unstick(ctx workflow.Context) error {
 	if err := w.seal(ctx, w.state.Head); err != nil {
 		return err
 	}
-	w.state.Block = nil
+	w.state.Block, w.state.Loss = nil, nil
 	reason := "unstuck"
 	if w.state.Kept != nil {
 		w.state.Kept.Held = true
@@ -380,6 +390,17 @@ func (w *entity) delete(ctx workflow.Context, request *workspace.DeleteRequest) 
 		if request.DiscardData == "" {
 			return &refusalError{workspace.ErrorRefused, "its newest content is only on node " + w.state.Kept.Node}
 		}
+		target := w.keptTarget()
+		look, err := w.lookAtNode(ctx, target.Node)
+		if err != nil {
+			return err
+		}
+		if look.Known && look.Node.Loss != nil {
+			// Nobody can remove anything there now. If the node returns, what it holds belongs to nobody, is kept and listed.
+			w.leaveKept("its node was lost when the workspace was deleted")
+		}
+	}
+	if w.state.Kept != nil {
 		target := w.keptTarget()
 		if err := workflow.ExecuteActivity(onNode(ctx, target.Node, "discard the content", removeAttempt, priorityRelease),
 			workspace.ActivityDiscardInstance, workspace.DiscardInstanceInput{Target: target, DiscardData: request.DiscardData}).Get(ctx, nil); err != nil {

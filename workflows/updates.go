@@ -60,11 +60,15 @@ func (w *entity) mayInterrupt(by workspace.OperationKind) bool {
 	case workspace.OperationStart, workspace.OperationRestore, workspace.OperationDelete:
 		switch w.state.Operation.Kind {
 		case workspace.OperationStop, workspace.OperationRelease:
+			if w.state.Loss != nil && (step == workspace.StepHalt || step == workspace.StepRecord) {
+				return true // it waits for a node that may never return
+			}
 			return step == workspace.StepBackup || step == workspace.StepVerify || step == workspace.StepCommit || step == workspace.StepRepair
 		}
 	case workspace.OperationStop:
 		switch w.state.Operation.Kind {
-		case workspace.OperationStart, workspace.OperationRestore, workspace.OperationBackup, workspace.OperationSnapshot:
+		case workspace.OperationStart, workspace.OperationRestore, workspace.OperationBackup, workspace.OperationSnapshot,
+			workspace.OperationRecover, workspace.OperationAdopt:
 			return true // a start that a person gives up is undone; it may be waiting for a git server or an upload
 		case workspace.OperationRelease:
 			return step == workspace.StepRepair
@@ -126,6 +130,8 @@ func (w *entity) validateStart(request workspace.StartRequest) error {
 		return w.refuse("it is being started already; follow it with `holdfast why %s`", w.state.Name)
 	case w.waitingFor(workspace.OperationDelete):
 		return w.refuse("it is being deleted")
+	case w.waitingFor(workspace.OperationRecover) || w.waitingFor(workspace.OperationAdopt):
+		return w.refuse("it is being recovered after the loss of its node; follow it with `holdfast why %s`", w.state.Name)
 	case w.state.Phase == workspace.Running && !w.waitingFor(workspace.OperationStop):
 		return w.refuse("it is running on node %s", w.state.Instance.Node)
 	case w.state.Incomplete:
@@ -151,7 +157,7 @@ func (w *entity) validateStop(request workspace.StopRequest) error {
 		return w.refuse("it is being stopped already; follow it with `holdfast why %s`", w.state.Name)
 	case w.waitingFor(workspace.OperationStart), w.waitingFor(workspace.OperationRestore):
 		return nil
-	case w.state.Instance == nil && w.state.Kept == nil:
+	case w.state.Instance == nil && w.state.Kept == nil && w.state.Phase != workspace.Recovering:
 		return w.refuse("it is not running (%s)", w.state.Phase)
 	}
 	return nil
@@ -198,7 +204,7 @@ func (w *entity) validateDelete(request workspace.DeleteRequest) error {
 		return w.refuse("--discard-data wants the workspace's own name, got %q", request.DiscardData)
 	case w.waitingFor(workspace.OperationDelete):
 		return w.refuse("it is being deleted already")
-	case w.state.Phase == workspace.Running || w.state.Phase == workspace.Starting || w.state.Phase == workspace.Stopping && request.DiscardData == "":
+	case w.state.Phase == workspace.Running || w.state.Phase == workspace.Starting || w.state.Phase == workspace.Recovering || w.state.Phase == workspace.Stopping && request.DiscardData == "":
 		return w.refuse("it is not stopped (%s); stop it first, so that it is backed up", w.state.Phase)
 	case w.state.Kept != nil && request.DiscardData == "":
 		return w.refuse("its newest content is only on node %s (%s); `holdfast stop %s` backs it up, --discard-data %s drops it", w.state.Kept.Node, w.state.Kept.Why, w.state.Name, w.state.Name)

@@ -3,6 +3,7 @@ package workflows
 import (
 	"errors"
 	"strings"
+	"time"
 
 	"go.temporal.io/sdk/log"
 	"go.temporal.io/sdk/temporal"
@@ -13,7 +14,7 @@ import (
 
 // Workspace is a workspace's whole life: it ends when the workspace is deleted.
 func Workspace(ctx workflow.Context, input workspace.Input) error {
-	w := &entity{logger: workflow.GetLogger(ctx)}
+	w := &entity{logger: workflow.GetLogger(ctx), lost: map[string]workspace.NodeNews{}}
 	if err := w.setup(ctx, input); err != nil {
 		return err
 	}
@@ -25,6 +26,11 @@ type entity struct {
 	state  workspace.State
 	queue  []workspace.Command
 	logger log.Logger
+
+	// news are the signals of nodes; lost is the newest news of each node that is lost, heard that there was any.
+	news  workflow.ReceiveChannel
+	lost  map[string]workspace.NodeNews
+	heard bool
 
 	// interrupt cancels the operation under way; nil while none may be interrupted.
 	interrupt workflow.CancelFunc
@@ -56,6 +62,7 @@ func (w *entity) setup(ctx workflow.Context, input workspace.Input) error {
 	if err := w.handleUpdates(ctx); err != nil {
 		return err
 	}
+	w.listen(ctx)
 	return w.publish(ctx)
 }
 
@@ -71,6 +78,10 @@ func (w *entity) run(ctx workflow.Context) error {
 			}
 		case w.state.Phase == workspace.Deleted:
 			return workflow.Await(ctx, func() bool { return workflow.AllHandlersFinished(ctx) })
+		case w.lookDue(ctx):
+			if err := w.decide(ctx); err != nil {
+				return err
+			}
 		case w.releasable():
 			if err := w.perform(ctx, w.releaseCommand(ctx)); err != nil {
 				return err
@@ -79,7 +90,8 @@ func (w *entity) run(ctx workflow.Context) error {
 			if err := workflow.Await(ctx, func() bool { return workflow.AllHandlersFinished(ctx) || len(w.queue) > 0 }); err != nil {
 				return err
 			}
-			if len(w.queue) == 0 {
+			w.drainNews(ctx)
+			if len(w.queue) == 0 && !w.lookDue(ctx) {
 				return workflow.NewContinueAsNewError(ctx, workspace.WorkspaceWorkflow, workspace.Input{Name: w.state.Name, State: &w.state})
 			}
 		case w.snapshotDue(ctx):
@@ -94,15 +106,20 @@ func (w *entity) run(ctx workflow.Context) error {
 	}
 }
 
-// idle waits for a command, or until something is due.
+// idle waits for a command or for news, or until something is due.
 func (w *entity) idle(ctx workflow.Context) error {
-	asked := func() bool { return len(w.queue) > 0 }
-	due := w.nextSnapshot()
+	w.heard = false
+	asked := func() bool { return len(w.queue) > 0 || w.heard }
+	due, what := w.nextSnapshot(), "the next snapshot"
+	if look := w.nextLook(); !look.IsZero() && (due.IsZero() || look.Before(due)) {
+		due, what = look, "ask about the lost node again"
+	}
 	if due.IsZero() {
 		return workflow.Await(ctx, asked)
 	}
 	_, err := workflow.AwaitWithOptions(ctx, workflow.AwaitOptions{
-		Timeout: due.Sub(workflow.Now(ctx)), TimerOptions: workflow.TimerOptions{Summary: "the next snapshot"},
+		// Never none at all: that would wait for ever.
+		Timeout: max(due.Sub(workflow.Now(ctx)), time.Millisecond), TimerOptions: workflow.TimerOptions{Summary: what},
 	}, asked)
 	return err
 }
@@ -133,6 +150,10 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 		err = w.unstick(operationCtx)
 	case workspace.OperationRelease:
 		err = w.release(operationCtx)
+	case workspace.OperationRecover:
+		err = w.recover(operationCtx)
+	case workspace.OperationAdopt:
+		err = w.adopt(operationCtx)
 	}
 	w.interrupt = nil
 	cancel()
@@ -142,6 +163,7 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 		return ctx.Err()
 	}
 	w.finish(ctx, &operation, err)
+	w.notice(ctx)
 	return w.publish(ctx)
 }
 
@@ -154,6 +176,9 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 		if temporal.IsCanceledError(err) && w.interruptedBy != "" {
 			operation.ErrorType = workspace.ErrorInterrupted
 			operation.Error = "given up for the sake of a later " + string(w.interruptedBy) + "; nothing was removed"
+			if w.interruptedBy == workspace.OperationRecover {
+				operation.ErrorType, operation.Error = workspace.ErrorNodeLost, "its node was lost; nothing was removed"
+			}
 		}
 		var refusal *refusalError
 		operation.Refused = errors.As(err, &refusal)
@@ -162,6 +187,10 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 	w.state.Operation = nil
 	if operation.Kind == workspace.OperationSnapshot {
 		return // told in Protection: hundreds a day would push out what people asked for
+	}
+	if last := len(w.state.Recent) - 1; last >= 0 && operation.Failed && w.state.Recent[last].Kind == operation.Kind && w.state.Recent[last].Error == operation.Error &&
+		(operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt) {
+		w.state.Recent = append([]workspace.Operation(nil), w.state.Recent[:last]...) // the same again is told once
 	}
 	w.state.Recent = append(w.state.Recent, *operation)
 	if extra := len(w.state.Recent) - workspace.MaxRecent; extra > 0 {
@@ -185,6 +214,12 @@ func (w *entity) view() workspace.State {
 		kept := *state.Kept
 		kept.Sealed = nil
 		state.Kept = &kept
+	}
+	if len(state.Left) > 0 {
+		state.Left = append([]workspace.Kept(nil), state.Left...)
+		for i := range state.Left {
+			state.Left[i].Sealed = nil
+		}
 	}
 	return state
 }

@@ -34,6 +34,7 @@ const (
 	ErrorOmissions       ErrorType = "Omissions"       // the snapshot does not hold everything as it was (invariant 1)
 	ErrorInterrupted     ErrorType = "Interrupted"     // a later command took over
 	ErrorOlderVersion    ErrorType = "OlderVersion"    // going on would, or might, go back in time (invariant 4)
+	ErrorNodeLost        ErrorType = "NodeLost"        // its node is lost
 )
 
 // Errors that the command and its callers tell apart.

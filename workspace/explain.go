@@ -134,6 +134,8 @@ func doing(state State, e Explanation, now time.Time) string {
 	case state.Phase == Blocked && state.Block != nil:
 		fmt.Fprintf(&text, "Nothing: it waits for a person. %s", sentence(state.Block.Message))
 		return text.String()
+	case state.Phase == Recovering && len(state.Waiting) == 0:
+		return orElse(doingAfterLoss(state, now), "Nothing at this moment.")
 	case len(state.Waiting) > 0:
 		fmt.Fprintf(&text, "%s: accepted, about to begin", state.Waiting[0].Kind)
 	case state.Phase == Running:
@@ -160,7 +162,7 @@ func doing(state State, e Explanation, now time.Time) string {
 	if len(state.Waiting) > 0 && state.Operation != nil {
 		fmt.Fprintf(&text, "; then: %s", state.Waiting[0].Kind)
 	}
-	return text.String() + "."
+	return text.String() + "." + lossNote(state)
 }
 
 // safe lists where the content is, newest first. It claims only what the state records.
@@ -183,6 +185,7 @@ func safe(state State, now time.Time) []string {
 	case state.Kept == nil || state.Kept.Snapshot == "":
 		lines = append(lines, "Nothing of it is in the stores yet: no snapshot has been committed.")
 	}
+	lines = append(lines, safeAfterLoss(state)...)
 	for _, left := range state.Left {
 		lines = append(lines, fmt.Sprintf("Other content stays on node %s (instance %d), not removed by itself: %s.", left.Node, left.Token,
 			strings.TrimSuffix(left.Why, ".")))
@@ -295,6 +298,10 @@ func can(state State, e Explanation) []Action {
 		add(command("unstick", ""), "gives this start up, keeps what is there, and allows another")
 		add(command("stop", ""), "stops it through a backup as soon as it runs")
 		download()
+	case Recovering:
+		recoveringActions(state, command, add)
+		download()
+		return actions
 	case Running:
 		add(command("shell", ""), "opens a shell in it")
 		add(command("backup", ""), "backs it up while it runs")
@@ -302,7 +309,11 @@ func can(state State, e Explanation) []Action {
 		download()
 	case Stopping:
 		// invariant 3: its record has to be on the required stores before it runs.
-		add(command("start", ""), "goes on with the content that is on the node, once the stores take its record")
+		if state.Loss != nil && state.Head != nil {
+			add(command("start", "--accept-version "+state.Head.Snapshot), "goes on elsewhere from the newest verified version, without what only node "+state.Loss.Node+" has")
+		} else {
+			add(command("start", ""), "goes on with the content that is on the node, once the stores take its record")
+		}
 		download()
 	case Stopped:
 		add(command("start", ""), "starts it again")
@@ -344,6 +355,8 @@ func blockedActions(state State, command func(verb, more string) string, add fun
 		add(command("stop", "--accept-omissions "+state.Kept.Snapshot),
 			fmt.Sprintf("accepts that the snapshot lacks %d named things, and lets the node drop its copy", block.Omitted))
 		add(command("start", ""), "goes on with the content that is on the node")
+	case block.Type == ErrorNodeLost:
+		add("holdfast node list", "shows whether the node is back")
 	case block.Type == ErrorSnapshotMissing, block.Type == ErrorDamaged, block.Type == ErrorContentMissing:
 		add(command("snapshots", ""), "lists the versions that can be restored")
 		add(command("restore", "--snapshot SNAPSHOT"), "starts from that version")

@@ -67,6 +67,7 @@ var typedFailures = map[ErrorType]Failure{
 	ErrorContentForeign:  {Class: FailureContent, Words: "the content on the node belongs to another workspace or instance", Mend: "mount the right disk on the node"},
 	ErrorContentChanged:  {Class: FailureContent, Words: "the content changed after it was backed up", Mend: "find what on the node still writes to it, then stop the workspace again"},
 	ErrorDiskFull:        {Class: FailureDisk, Words: "the node's disk is full", Mend: "make room on the node"},
+	ErrorNodeLost:        {Class: FailureNode, Words: "the node that has the workspace is lost", Mend: "see `holdfast node list`; it goes on by itself when the node returns, or elsewhere from the newest verified version"},
 	ErrorUploadMissing:   {Class: FailureSource, Words: "the promised content was not sent", Mend: "send it again with `holdfast start NAME --from-dir DIR`"},
 	ErrorSource:          {Class: FailureSource, Words: "the git repository could not be cloned", Mend: "check the address and its credentials"},
 }
@@ -81,7 +82,7 @@ var nodeActivities = map[string]bool{
 // storeActivities reach the object stores.
 var storeActivities = map[string]bool{
 	ActivityReadHead: true, ActivitySeal: true, ActivityRecordInstance: true, ActivityReleasePlacement: true,
-	ActivityRecordDeleted: true, ActivityListSnapshots: true, ActivityPlace: true,
+	ActivityRecordDeleted: true, ActivityListSnapshots: true, ActivityPlace: true, ActivityAnnounceNode: true,
 	ActivityPrepareContent: true, ActivityBackup: true, ActivityVerify: true, ActivityCommit: true,
 	ActivityRepair: true, ActivityRemoveInstance: true,
 }

@@ -102,8 +102,10 @@ const (
 	UpdateDelete   = "delete"
 	UpdateUnstick  = "unstick"
 	UpdateRegister = "register"
+	UpdateOrder    = "order"
 
 	SignalLeaseTaken = "lease-taken"
+	SignalNodeNews   = "node-news"
 
 	QueryState = "state"
 
@@ -116,6 +118,8 @@ const (
 	ActivityGrantAccess      = "GrantAccess"
 	ActivityListSnapshots    = "ListSnapshots"
 	ActivityDescribeControl  = "DescribeControl"
+	ActivityAnnounceNode     = "AnnounceNode"
+	ActivityLookAtNode       = "LookAtNode"
 
 	ActivityPrepareImage    = "PrepareImage"
 	ActivityPrepareContent  = "PrepareContent"

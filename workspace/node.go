@@ -32,8 +32,91 @@ type NodeState struct {
 	Phase NodePhase `json:"phase"`
 	Epoch uint64    `json:"epoch"` // raised by every grant of the lease
 	Since time.Time `json:"since"`
-	// Load is from the last beat that the workflow saw (when a lease ended); for display.
+	// Reason is in words.
 	Reason string `json:"reason,omitempty"`
+
+	// Loss is set once the loss is decided: from then on its workspaces may move. A node whose agent was stopped is Lost
+	// at once, so that nothing new is placed on it, and has a loss only when it stays away (LossDue).
+	Loss    *NodeLoss `json:"loss,omitempty"`
+	LossDue time.Time `json:"loss_due,omitzero"`
+	// LostAt is when a loss was last decided, ReturnedAt when a lost node last took its lease again: the brake looks at
+	// what happened to nodes within a minute of each other.
+	LostAt     time.Time `json:"lost_at,omitzero"`
+	ReturnedAt time.Time `json:"returned_at,omitzero"`
+	// Heard is when a node whose lease has ended was last heard of.
+	Heard time.Time `json:"heard,omitzero"`
+	// AwayAt is when it was last noticed that the control plane itself had been away.
+	AwayAt time.Time `json:"away_at,omitzero"`
+	// Cordoned names who said that nothing new is to be placed on it; empty when it may.
+	Cordoned string `json:"cordoned,omitempty"`
+	// Announced is what the node's workspaces were last told to the end.
+	Announced NodeNews `json:"announced,omitzero"`
+}
+
+// NodeLoss is a loss that was decided.
+type NodeLoss struct {
+	At time.Time `json:"at"`
+	// Heard is when the node was last heard of: what was written there until then may be lost with it.
+	Heard time.Time `json:"heard"`
+	// Epoch is of the lease that it lost or did not take.
+	Epoch uint64 `json:"epoch"`
+	// Dead and Proceed are a person's word, with who gave it: it will not come back; its workspaces move although the
+	// brake would hold them.
+	Dead    string `json:"dead,omitempty"`
+	Proceed string `json:"proceed,omitempty"`
+}
+
+// NodeNews is the signal to a node's workspaces: that it is lost, or that it has its lease again. It is a reason to ask
+// the node's workflow, never the deciding fact: late and repeated news change nothing.
+type NodeNews struct {
+	Node  string `json:"node"`
+	Epoch uint64 `json:"epoch"`
+	Lost  bool   `json:"lost"`
+	// At and Heard are the loss's.
+	At    time.Time `json:"at,omitzero"`
+	Heard time.Time `json:"heard,omitzero"`
+	// Word is what a person has said of the loss: a reason to look again at once.
+	Word string `json:"word,omitempty"`
+}
+
+// NodeOrderKind is what a person says of a node.
+type NodeOrderKind string
+
+// The orders.
+const (
+	OrderDead     NodeOrderKind = "dead"     // it does not come back
+	OrderProceed  NodeOrderKind = "proceed"  // its workspaces move although the brake would hold them
+	OrderCordon   NodeOrderKind = "cordon"   // nothing new is placed on it
+	OrderUncordon NodeOrderKind = "uncordon" //
+)
+
+// NodeOrder is a person's word about a node.
+type NodeOrder struct {
+	Kind    NodeOrderKind `json:"kind"`
+	Subject string        `json:"subject"`
+}
+
+// AnnounceResult says how many workspaces were told.
+type AnnounceResult struct {
+	Told int `json:"told"`
+}
+
+// AnnounceCheckpoint travels in the heartbeats of an announcement: the last placement that was told in this sweep.
+type AnnounceCheckpoint struct {
+	After string `json:"after,omitempty"`
+	Told  int    `json:"told"`
+}
+
+// LookAtNodeInput asks about a node as a workspace on it has to know it.
+type LookAtNodeInput struct {
+	Node string `json:"node"`
+}
+
+// LookAtNodeResult is the node's state, and whether the brake holds its workspaces now.
+type LookAtNodeResult struct {
+	Known bool      `json:"known"` // false: no node of that name has ever registered
+	Node  NodeState `json:"node"`
+	Brake Brake     `json:"brake"`
 }
 
 // NodeInput starts a node's workflow or carries it on.

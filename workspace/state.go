@@ -16,6 +16,8 @@ const (
 	Stopped  Phase = "Stopped"  // a verified snapshot is acknowledged, nothing runs
 	Blocked  Phase = "Blocked"  // waits for a person; content is kept
 	Deleted  Phase = "Deleted"  // the workflow ends
+	// Recovering: its node was lost; it is waited for, and then gone on without.
+	Recovering Phase = "Recovering"
 )
 
 // State is everything a workspace's workflow knows: the answer to its query, and what it carries on when it continues
@@ -57,6 +59,11 @@ type State struct {
 	Waiting   []Operation `json:"waiting,omitempty"`   // accepted, not begun
 	Recent    []Operation `json:"recent,omitempty"`    // ended, newest last, at most MaxRecent
 	Block     *Block      `json:"block,omitempty"`     // why a person is waited for
+
+	// Loss is set while the node that has the newest content is lost.
+	Loss *Loss `json:"loss,omitempty"`
+	// Recovery is what the last loss of a node cost, until the workspace is stopped or started again.
+	Recovery *Recovery `json:"recovery,omitempty"`
 }
 
 // MaxRecent bounds State.Recent.
@@ -176,6 +183,10 @@ const (
 	OperationRestore OperationKind = "restore"
 	OperationDelete  OperationKind = "delete"
 	OperationUnstick OperationKind = "unstick"
+	// OperationRecover goes on elsewhere from the newest verified snapshot, after its node was lost.
+	OperationRecover OperationKind = "recover"
+	// OperationAdopt finds the instance again on a node that has returned, or starts it there again.
+	OperationAdopt OperationKind = "adopt"
 	// OperationRelease brings late providers up to date and then removes content that stayed on a node.
 	OperationRelease OperationKind = "release"
 	// OperationSnapshot is the snapshot that a timer makes while the workspace runs. It is not among the recent ones: what
@@ -247,6 +258,7 @@ const (
 	StepRepair   Step = "bringing late stores up to date"
 	StepRemove   Step = "removing the instance from its node"
 	StepDelete   Step = "deleting"
+	StepLook     Step = "asking about its node"
 )
 
 // Block is why a workspace waits for a person.

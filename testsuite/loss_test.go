@@ -1,0 +1,126 @@
+package testsuite_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"holdfast/workspace"
+)
+
+// otherNode is the node of a stack of two that is not the given one.
+func (s *stack) otherNode(t *testing.T, node string) string {
+	t.Helper()
+	for _, other := range s.Nodes() {
+		if other.Name() != node {
+			return other.Name()
+		}
+	}
+	t.Fatal("there is one node only")
+	return ""
+}
+
+// TestLostNode proves B9 and A12 for a node whose agent dies for good: its workspaces go on elsewhere from their newest
+// verified snapshot, and say what that cost; one that was never backed up waits for the node, and is found there when it
+// returns; one that is being stopped waits too, and is stopped with its backup then.
+func TestLostNode(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, "any", "process")
+	must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 11, 6, 64<<10))
+	node, content := contentDir(t, s, "web")
+	other := s.otherNode(t, node)
+	must(t, s, 0, nil, "start", "bare", "--node", node)
+	must(t, s, 0, nil, "start", "halted", "--node", node, "--from-dir", randomTree(t, 12, 6, 64<<10))
+	must(t, s, 0, nil, "backup", "web")
+	before := manifest(t, content)
+	require.NoError(t, os.WriteFile(filepath.Join(content, "late.txt"), []byte("written after the snapshot"), 0o644))
+	_, bare := contentDir(t, s, "bare")
+	require.NoError(t, os.WriteFile(filepath.Join(bare, "only.txt"), []byte("never backed up"), 0o644))
+	was := show(t, s, "web")
+
+	killed := time.Now()
+	require.NoError(t, s.Node(node).Kill())
+	operation := detached(t, s, "stop", "halted")
+	state := waitState(t, s, "web", "it goes on elsewhere", patience, func(state workspace.State) bool {
+		return state.Phase == workspace.Running && state.Instance.Node == other && state.Operation == nil
+	})
+	t.Logf("it runs elsewhere %s after the kill, of which %s were for the node to return", time.Since(killed).Round(time.Second), workspace.ReturnGrace(was, state.Recovery.LostAt).Round(time.Second))
+	require.Greater(t, state.Instance.Token, was.Instance.Token)
+	require.Equal(t, was.Head.Snapshot, state.Recovery.Snapshot)
+	require.Positive(t, state.Recovery.LostWork)
+	_, restored := contentDir(t, s, "web")
+	requireSame(t, before, restored)
+	require.FileExists(t, filepath.Join(content, "late.txt"), "what the node has stays there (invariant 1)")
+	must(t, s, 0, []string{"node " + node + " was lost; it runs on node " + other, "at most the last"}, "why", "web")
+	must(t, s, 0, []string{"web: node " + node + " was lost"}, "list")
+	must(t, s, 0, []string{"recovered", "left"}, "show", "web")
+
+	// A10: nothing was ever backed up, so that it waits for the node.
+	blocked := waitState(t, s, "bare", "it waits for its node", patience, func(state workspace.State) bool { return state.Phase == workspace.Blocked })
+	require.Equal(t, workspace.ErrorNodeLost, blocked.Block.Type)
+	must(t, s, 0, []string{"nothing was ever backed up", node}, "why", "bare")
+	must(t, s, 4, []string{"only that node has it"}, "start", "bare")
+	// A1: a stop is a backup, so that it waits too.
+	waiting := show(t, s, "halted")
+	require.Equal(t, workspace.Stopping, waiting.Phase)
+	must(t, s, 0, []string{"Node " + node + " is lost"}, "why", "halted")
+
+	require.NoError(t, s.Node(node).Start(t.Context()))
+	found := waitState(t, s, "bare", "it is found on its node", patience, func(state workspace.State) bool { return state.Phase == workspace.Running })
+	require.Equal(t, blocked.Instance.Token, found.Instance.Token)
+	require.FileExists(t, filepath.Join(bare, "only.txt"))
+	waitState(t, s, "halted", "it is stopped with its backup", patience, func(state workspace.State) bool {
+		over, done := ended(state, operation)
+		return done && !over.Failed && state.Phase == workspace.Stopped && state.Kept == nil
+	})
+	state = show(t, s, "web")
+	require.Equal(t, other, state.Instance.Node, "what went on elsewhere stays there")
+	must(t, s, 0, nil, "stop", "web")
+	must(t, s, 0, nil, "start", "web", "--node", other)
+	_, again := contentDir(t, s, "web")
+	requireSame(t, before, again)
+}
+
+// TestFrozenTemporalMovesNothing proves that a pause of the control plane moves no workspace, with one other node to go
+// to: every lease is overdue when it goes on, and that says nothing about the nodes.
+func TestFrozenTemporalMovesNothing(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, "any", "process")
+	var before []workspace.State
+	for i, node := range s.Nodes() {
+		name := []string{"one", "two"}[i]
+		must(t, s, 0, nil, "start", name, "--node", node.Name())
+		must(t, s, 0, nil, "backup", name)
+		before = append(before, show(t, s, name))
+	}
+	require.NoError(t, s.Temporal().Pause())
+	time.Sleep(60 * time.Second) // the pause is what is tested
+	require.NoError(t, s.Temporal().Resume())
+	// Longer than a loss takes to be decided, and than any of these is waited for.
+	settle := time.Now().Add(90 * time.Second)
+	for time.Now().Before(settle) {
+		for _, was := range before {
+			r := cli(t, s, "show", was.Name, "-o", "json")
+			if r.code != 0 {
+				continue // the workers are not connected again yet
+			}
+			var now workspace.State
+			require.NoError(t, json.Unmarshal([]byte(r.stdout), &now))
+			require.NotNil(t, now.Instance, r.stdout)
+			require.Equal(t, was.Instance.Token, now.Instance.Token, "%s was moved", was.Name)
+		}
+		time.Sleep(time.Second)
+	}
+	for _, was := range before {
+		now := waitState(t, s, was.Name, "it runs as before", patience, func(state workspace.State) bool {
+			return state.Phase == workspace.Running && state.Operation == nil
+		})
+		require.Equal(t, was.Instance.Token, now.Instance.Token)
+		require.Equal(t, was.Instance.Node, now.Instance.Node)
+		must(t, s, 0, []string{"is stopped"}, "stop", was.Name)
+	}
+}

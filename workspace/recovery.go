@@ -1,0 +1,146 @@
+package workspace
+
+import (
+	"fmt"
+	"time"
+)
+
+// Loss is that the node which has a workspace's newest content is lost.
+type Loss struct {
+	Node  string    `json:"node"`
+	Epoch uint64    `json:"epoch,omitempty"`
+	At    time.Time `json:"at"`    // when the loss was decided
+	Heard time.Time `json:"heard"` // when the node was last heard of
+	// Replaced is set before the record of a new instance is written: from then on what is on the node is not the
+	// newest content any more, whether the record was written or not.
+	Replaced bool `json:"replaced,omitempty"`
+	// Waiting is why nothing is done at this moment, and NextLook when it is looked at again.
+	Waiting  string    `json:"waiting,omitempty"`
+	NextLook time.Time `json:"next_look,omitzero"`
+	Attempts int       `json:"attempts,omitempty"` // to go on elsewhere that failed
+}
+
+// Recovery is what a workspace went on with after the loss of its node, and what that cost.
+type Recovery struct {
+	From     string    `json:"from"` // the node that was lost
+	Token    uint64    `json:"token"`
+	To       string    `json:"to"`
+	Snapshot string    `json:"snapshot"`
+	LostAt   time.Time `json:"lost_at"`
+	At       time.Time `json:"at"`
+	// LostWork bounds what was lost: the time from the snapshot, or from the instance's start when nothing was
+	// snapshotted since, until the loss was decided. A node that is only cut off may have gone on until then.
+	LostWork time.Duration `json:"lost_work"`
+}
+
+// Words says what happened and what it cost.
+func (r *Recovery) Words() string {
+	text := fmt.Sprintf("node %s was lost; it runs on node %s, from snapshot %s", r.From, r.To, Short(r.Snapshot))
+	if r.To == "" {
+		text = fmt.Sprintf("node %s was lost; it goes on from snapshot %s", r.From, Short(r.Snapshot))
+	}
+	if r.LostWork <= 0 {
+		return text + ": nothing was lost"
+	}
+	return text + fmt.Sprintf(": at most the last %s of work before the loss are not in it", workSpan(r.LostWork))
+}
+
+// workSpan says how much work, exactly to the second while that is what matters.
+func workSpan(d time.Duration) string {
+	if d < 10*time.Minute {
+		return fmt.Sprintf("%d s", int((d+time.Second-1)/time.Second))
+	}
+	return duration(d)
+}
+
+// RecoveryAction is what follows from the loss of a node.
+type RecoveryAction string
+
+// The actions.
+const (
+	RecoveryStay  RecoveryAction = "stay"  // the node has its lease again: the instance is gone on with there
+	RecoveryWait  RecoveryAction = "wait"  // it is looked at again
+	RecoveryMove  RecoveryAction = "move"  // another instance is made elsewhere, of the newest verified snapshot
+	RecoveryBlock RecoveryAction = "block" // there is no snapshot: the content waits on the node (A10)
+)
+
+// RecoveryDecision is what DecideRecovery says.
+type RecoveryDecision struct {
+	Action RecoveryAction
+	Until  time.Time // RecoveryWait: when to look again at the latest
+	Why    string    // in words
+}
+
+const (
+	// longestReturnGrace bounds how long a node is waited for: what is lost by going on without it is at most worth so long.
+	longestReturnGrace = 2 * time.Minute
+	// shortestReturnGrace: the nodes of one outage are found to be lost within seconds of each other, and the brake has to
+	// see them all.
+	shortestReturnGrace = 5 * time.Second
+	// lookAgain is how often a node is asked about while nothing says when to.
+	lookAgain = 15 * time.Second
+)
+
+// DecideRecovery says what follows for a running workspace from the loss of its node. It is asked again before every new
+// instance record, so that a node which returned in the meantime keeps its workspaces.
+func DecideRecovery(state State, look LookAtNodeResult, now time.Time) RecoveryDecision {
+	loss, node := state.Loss, look.Node
+	switch {
+	case loss == nil:
+		return RecoveryDecision{Action: RecoveryStay}
+	case loss.Replaced:
+		// It has been gone on without; what is left is to succeed.
+		if look.Brake.Held {
+			return wait(look.Brake.Until, now, "held: "+look.Brake.Why)
+		}
+		return RecoveryDecision{Action: RecoveryMove}
+	case node.Phase == NodeReady:
+		return RecoveryDecision{Action: RecoveryStay, Why: "node " + loss.Node + " has returned"}
+	case !look.Known || node.Loss == nil:
+		return wait(time.Time{}, now, "node "+loss.Node+" is asked whether it is there")
+	case state.Head == nil:
+		return RecoveryDecision{Action: RecoveryBlock, Why: fmt.Sprintf("node %s is lost and has the only content: nothing was ever backed up", loss.Node)}
+	case node.Loss.Dead != "":
+		return RecoveryDecision{Action: RecoveryMove, Why: node.Loss.Dead + " said that node " + loss.Node + " is dead"}
+	case look.Brake.Held:
+		return wait(look.Brake.Until, now, "held: "+look.Brake.Why)
+	}
+	if grace := node.Loss.At.Add(ReturnGrace(state, node.Loss.At)); now.Before(grace) {
+		return RecoveryDecision{Action: RecoveryWait, Until: grace,
+			Why: fmt.Sprintf("node %s is given until %s to return, because about as much work would be lost without it", loss.Node, grace.UTC().Format("15:04:05 UTC"))}
+	}
+	return RecoveryDecision{Action: RecoveryMove}
+}
+
+// wait looks again when the cause ends, and every lookAgain in between: a person may have said something.
+func wait(until, now time.Time, why string) RecoveryDecision {
+	if soon := now.Add(lookAgain); until.IsZero() || until.After(soon) {
+		until = soon
+	}
+	return RecoveryDecision{Action: RecoveryWait, Until: until, Why: why}
+}
+
+// ReturnGrace is how long a lost node is waited for: as long as the work that would be lost, at most 2 minutes
+// (DESIGN section 7).
+func ReturnGrace(state State, lost time.Time) time.Duration {
+	return min(max(LostWork(state, lost), shortestReturnGrace), longestReturnGrace)
+}
+
+// LostWork bounds the work that going on from the head loses, when the node was lost at a time. Without a snapshot it is
+// all there is, and the answer is the time since the instance began.
+func LostWork(state State, lost time.Time) time.Duration {
+	var since time.Time
+	if head := state.Head; head != nil {
+		since = head.Time
+	}
+	if instance := state.Instance; instance != nil && instance.Adopted == 0 && instance.Began.After(since) {
+		// The content was that snapshot's when the instance began.
+		if head := state.Head; head == nil || head.Sequence == 0 && head.Token == instance.Token {
+			since = instance.Began
+		}
+	}
+	if known := state.Protection; known != nil && state.Instance != nil && known.Token == state.Instance.Token && known.Snapshot != "" && known.Time.After(since) {
+		since = known.Time // nothing had changed since the snapshot until then
+	}
+	return max(lost.Sub(since), 0)
+}

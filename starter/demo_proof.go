@@ -91,7 +91,7 @@ func (d *demo) removalOrder(ctx context.Context, space *demoSpace) (string, erro
 // openStores opens the demo's stores as a control worker does.
 func (d *demo) openStores(ctx context.Context) (*catalog.Catalog, func(), error) {
 	file := d.stack.File()
-	providers, closeAll, err := openStores(ctx, file.Stores, file.DNS, nil, file.GCSEndpoint)
+	providers, closeAll, err := openStores(ctx, file.Stores, settings{DNS: file.DNS, GCSEndpoint: file.GCSEndpoint})
 	if err != nil {
 		return nil, nil, err
 	}

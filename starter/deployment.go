@@ -90,10 +90,10 @@ func (d deployment) requireStores() error {
 	return nil
 }
 
-// openStores opens providers through the resolver. The returned function closes all of them.
-func openStores(ctx context.Context, addresses, dns, private []string, gcsEndpoint string) ([]storage.Provider, func(), error) {
+// openStores opens providers as the settings say, through the resolver. The returned function closes all of them.
+func openStores(ctx context.Context, addresses []string, s settings) ([]storage.Provider, func(), error) {
 	quiet := slog.New(slog.DiscardHandler)
-	names := resolver.New(resolver.Options{Servers: dns, Private: private, Logger: quiet})
+	names := resolver.New(resolver.Options{Servers: s.DNS, Private: s.PrivateZones, Logger: quiet})
 	var providers []storage.Provider
 	closeAll := func() {
 		for _, provider := range providers {
@@ -102,7 +102,7 @@ func openStores(ctx context.Context, addresses, dns, private []string, gcsEndpoi
 		_ = names.Close()
 	}
 	for _, address := range addresses {
-		provider, err := storage.Open(ctx, address, storage.OpenOptions{DialContext: names.DialContext, GCSEndpoint: gcsEndpoint, Logger: quiet})
+		provider, err := storage.Open(ctx, address, storage.OpenOptions{DialContext: names.DialContext, GCSEndpoint: s.GCSEndpoint, CAFile: s.CAFile, Logger: quiet})
 		if err != nil {
 			closeAll()
 			return nil, nil, explainStore(address, err)
@@ -121,7 +121,7 @@ func (d deployment) openCatalog(ctx context.Context) (*catalog.Catalog, func(), 
 	if err != nil {
 		return nil, nil, err
 	}
-	providers, closeAll, err := openStores(ctx, d.Stores, d.DNS, d.PrivateZones, d.GCSEndpoint)
+	providers, closeAll, err := openStores(ctx, d.Stores, d.settings)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -21,7 +21,7 @@ Flags may stand before or after arguments. What follows ` + "`--`" + ` is never 
 (` + "`TEMPORAL_ADDRESS`" + `, ` + "`TEMPORAL_NAMESPACE`" + `, TLS, API keys, profiles), else those of the stack that ` + "`holdfast dev`" + ` runs.
 
 ` + "`holdfast.yaml`" + ` may hold: state_dir, codec_key, control_recipient, owner, stores (a list), policy, master_key, dns
-(a list), private_zones (a list), gcs_endpoint, engine,
+(a list), private_zones (a list), gcs_endpoint, ca_file, engine,
 metrics_address, snapshot_every, double_write. A name that is not known is an error.
 
 Output is for people unless ` + "`-o json`" + ` asks for JSON, whose fields are only ever added. Progress and notes go to

@@ -292,7 +292,7 @@ func (p *program) checkStore(ctx context.Context, d deployment, store string, re
 		r.failed(check, err)
 		return
 	}
-	providers, closeAll, err := openStores(ctx, []string{store}, d.DNS, d.PrivateZones, d.GCSEndpoint)
+	providers, closeAll, err := openStores(ctx, []string{store}, d.settings)
 	if err != nil {
 		r.failed(check, err)
 		return

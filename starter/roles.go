@@ -123,7 +123,7 @@ func (p *program) worker(c *cli.Context) error {
 		return err
 	}
 	config := worker.Config{
-		Temporal: target, CodecKey: codecKey, Stores: d.Stores, Policy: policy.String(), GCSEndpoint: d.GCSEndpoint,
+		Temporal: target, CodecKey: codecKey, Stores: d.Stores, Policy: policy.String(), GCSEndpoint: d.GCSEndpoint, CAFile: d.CAFile,
 		DNS: d.DNS, PrivateZones: d.PrivateZones, Logger: logger, MetricsAddress: d.MetricsAddress,
 	}
 	if node == "" {

@@ -30,6 +30,7 @@ type settings struct {
 	DNS              []string `yaml:"dns"`               // DNS servers that storage names are asked of
 	PrivateZones     []string `yaml:"private_zones"`     // zones that public DNS servers are never asked about
 	GCSEndpoint      string   `yaml:"gcs_endpoint"`      // where gs:// is, if not at Google
+	CAFile           string   `yaml:"ca_file"`           // PEM file of authorities that are trusted of stores beside the system's
 	Engine           string   `yaml:"engine"`            // auto, docker or process
 	DoubleWrite      *int     `yaml:"double_write"`      // percentage of workspaces whose snapshots are written to all stores
 	MetricsAddress   string   `yaml:"metrics_address"`   // host:port on which a worker serves /metrics; empty: none
@@ -47,6 +48,7 @@ const (
 	flagMasterKey         = "master-key"
 	flagDNS               = "dns"
 	flagGCSEndpoint       = "gcs-endpoint"
+	flagCAFile            = "ca-file"
 	flagOwner             = "owner"
 	flagSnapshotEvery     = "snapshot-every"
 	flagTemporalAddress   = "temporal-address"
@@ -71,6 +73,7 @@ func globalFlags() []cli.Flag {
 		&cli.StringFlag{Name: flagMasterKey, EnvVars: []string{"HOLDFAST_MASTER_KEY"}, Usage: "master key `FILE` or URL, for operators (default: the stack's)"},
 		&cli.StringSliceFlag{Name: flagDNS, EnvVars: []string{"HOLDFAST_DNS"}, Usage: "DNS `SERVER` that storage names are asked of, repeatable; a list in the variable (default: the stack's, else the system's and public ones)"},
 		&cli.StringFlag{Name: flagGCSEndpoint, EnvVars: []string{"HOLDFAST_GCS_ENDPOINT"}, Usage: "`URL` of gs://, if not at Google"},
+		&cli.StringFlag{Name: flagCAFile, EnvVars: []string{"HOLDFAST_CA_FILE"}, Usage: "PEM `FILE` of certificate authorities that are trusted of stores beside the system's"},
 	}
 }
 
@@ -97,7 +100,7 @@ func loadSettings(c *cli.Context) (settings, error) {
 	}
 	for name, field := range map[string]*string{
 		flagStateDir: &s.StateDir, flagCodecKey: &s.CodecKey, flagControlRecipient: &s.ControlRecipient,
-		flagPolicy: &s.Policy, flagMasterKey: &s.MasterKey, flagOwner: &s.Owner, flagGCSEndpoint: &s.GCSEndpoint,
+		flagPolicy: &s.Policy, flagMasterKey: &s.MasterKey, flagOwner: &s.Owner, flagGCSEndpoint: &s.GCSEndpoint, flagCAFile: &s.CAFile,
 	} {
 		if c.IsSet(name) {
 			*field = c.String(name)

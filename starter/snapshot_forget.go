@@ -174,7 +174,7 @@ func (p *program) catalogued(c *cli.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	providers, closeAll, err := openStores(c.Context, parents, s.DNS, s.PrivateZones, s.GCSEndpoint)
+	providers, closeAll, err := openStores(c.Context, parents, s)
 	if err != nil {
 		return nil, err
 	}

@@ -59,7 +59,7 @@ func (p *program) openRepository(c *cli.Context, create bool) (*opened, error) {
 			}
 		}
 	}
-	providers, closeAll, err := openStores(c.Context, repos, s.DNS, s.PrivateZones, s.GCSEndpoint)
+	providers, closeAll, err := openStores(c.Context, repos, s)
 	if err != nil {
 		return nil, err
 	}

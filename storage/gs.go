@@ -26,6 +26,8 @@ type gsConfig struct {
 	// DialContext connects; nil is the system's way.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 	Logger      *slog.Logger
+	// CAFile is a PEM file of certificate authorities that are trusted beside the system's.
+	CAFile string
 
 	// ChunkSize is the largest piece that one request sends and that is sent again when its answer is lost; a multiple
 	// of 256 KiB. Default 8 MiB. One Put needs at most that much memory beside its data.
@@ -93,7 +95,7 @@ var gsBucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$`)
 
 // openGS opens a bucket, or the part of it below prefix, for Open.
 func openGS(ctx context.Context, bucket, prefix string, o OpenOptions, c *circuit) (Provider, error) {
-	g, err := newGS(ctx, bucket, prefix, gsConfig{Endpoint: o.GCSEndpoint, DialContext: o.DialContext, Logger: o.Logger, circuit: c})
+	g, err := newGS(ctx, bucket, prefix, gsConfig{Endpoint: o.GCSEndpoint, DialContext: o.DialContext, Logger: o.Logger, CAFile: o.CAFile, circuit: c})
 	if err != nil {
 		return nil, err // not g: a nil *gsProvider in an interface is not nil
 	}
@@ -116,6 +118,9 @@ func newGS(ctx context.Context, bucket, prefix string, config gsConfig) (*gsProv
 	}
 	g.base = gsTransport(config)
 	var err error
+	if g.base.TLSClientConfig, err = trusting(config.CAFile, nil); err != nil {
+		return nil, fmt.Errorf("opening gs://%s: %w", bucket, err)
+	}
 	if g.client, err = g.connect(ctx); err != nil {
 		return nil, fmt.Errorf("opening gs://%s: %w", bucket, err)
 	}

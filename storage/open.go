@@ -127,7 +127,7 @@ func openBucket(ctx context.Context, address *url.URL, options OpenOptions, c *c
 }
 
 func openS3(ctx context.Context, bucket, prefix string, o OpenOptions, c *circuit) (Provider, error) {
-	p, err := newS3(ctx, bucket, prefix, s3Config{Endpoint: o.S3Endpoint, Region: o.S3Region, DialContext: o.DialContext, Logger: o.Logger, circuit: c})
+	p, err := newS3(ctx, bucket, prefix, s3Config{Endpoint: o.S3Endpoint, Region: o.S3Region, DialContext: o.DialContext, Logger: o.Logger, CAFile: o.CAFile, circuit: c})
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,10 @@ type OpenOptions struct {
 	S3Endpoint string
 	S3Region   string
 
+	// CAFile is a PEM file of certificate authorities that are trusted beside the system's, for https:// endpoints of a
+	// private deployment. For s3:// those of AWS_CA_BUNDLE take the place of the system's.
+	CAFile string
+
 	// Create makes the directory of a file:// address and those above it. Buckets are never made.
 	Create bool
 

@@ -2,7 +2,7 @@ package storage
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,6 +26,8 @@ type s3Config struct {
 	Region      string // empty: the environment's, the profile's, else us-east-1
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 	Logger      *slog.Logger
+	// CAFile is a PEM file of certificate authorities that are trusted beside the system's, or those of AWS_CA_BUNDLE.
+	CAFile string
 
 	// RetryFor is how long a request that fails is tried again. Default 5 s; longer waits belong to the callers.
 	RetryFor time.Duration
@@ -101,10 +103,14 @@ func newS3(ctx context.Context, bucket, prefix string, config s3Config) (*s3Prov
 	if err != nil {
 		return nil, fmt.Errorf("reading the AWS configuration: %w", err)
 	}
+	var bundle *x509.CertPool
 	if client, ok := loaded.HTTPClient.(*awshttp.BuildableClient); ok {
 		if configured := client.GetTransport().TLSClientConfig; configured != nil {
-			p.base.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: configured.RootCAs}
+			bundle = configured.RootCAs
 		}
+	}
+	if p.base.TLSClientConfig, err = trusting(config.CAFile, bundle); err != nil {
+		return nil, fmt.Errorf("opening s3://%s: %w", bucket, err)
 	}
 	var transport http.RoundTripper = p.base
 	if config.Wrap != nil {

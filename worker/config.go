@@ -40,6 +40,8 @@ type Config struct {
 	Policy string
 	// GCSEndpoint is where gs:// is, if not at Google.
 	GCSEndpoint string
+	// CAFile is a PEM file of certificate authorities that are trusted of stores beside the system's.
+	CAFile string
 	// DNS are the servers that names are asked of, host:port. Default: the system's, 8.8.8.8 and 1.1.1.1.
 	DNS []string
 	// PrivateZones are never asked of public servers.
@@ -104,7 +106,7 @@ func open(ctx context.Context, config Config) (*deployment, error) {
 	var providers []storage.Provider
 	for _, url := range config.Stores {
 		provider, err := storage.Open(ctx, url, storage.OpenOptions{
-			DialContext: d.resolver.DialContext, GCSEndpoint: config.GCSEndpoint, Logger: config.Logger,
+			DialContext: d.resolver.DialContext, GCSEndpoint: config.GCSEndpoint, CAFile: config.CAFile, Logger: config.Logger,
 		})
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("opening store %s: %w", url, err), d.close())

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -68,6 +69,7 @@ type checker struct {
 	hints      *warningList
 	alone      map[string]store // each provider by itself, by URL
 	mute       map[string]bool  // providers that are reported as a whole
+	opened     sync.Pool        // of *openedBlob
 }
 
 // load reads an object from one provider. What fails or is refused is read once more, since it may have been the wire.

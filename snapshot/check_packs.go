@@ -136,6 +136,9 @@ func (c *checker) readPack(ctx context.Context, l listing, id blobID, size int64
 	return read, nil
 }
 
+// openedBlob are buffers for one blob after the other.
+type openedBlob struct{ packed, plain []byte }
+
 // contents compares a pack that is what was written with the index, and opens every blob.
 func (c *checker) contents(id blobID, data []byte, size int64, blobs []packedBlob) {
 	header, err := c.headerOf(id, data)
@@ -144,19 +147,23 @@ func (c *checker) contents(id blobID, data []byte, size int64, blobs []packedBlo
 	} else if !slices.Equal(header, blobs) {
 		c.errors.add("pack %s: its own header and the index do not name the same blobs", id)
 	}
-	var buffer []byte
+	opened, ok := c.opened.Get().(*openedBlob)
+	if !ok {
+		opened = &openedBlob{}
+	}
+	defer c.opened.Put(opened)
 	for _, b := range blobs {
 		end := int64(b.location.offset) + int64(b.location.length)
 		if end > int64(len(data)) {
 			c.errors.add("pack %s: by the index, blob %s ends at %d, beyond the pack", id, b.id, end)
 			continue
 		}
-		plain, err := c.repository.openBlob(buffer[:0], data[b.location.offset:end], b.id, b.location)
+		plain, err := c.repository.openBlobThrough(&opened.packed, opened.plain[:0], data[b.location.offset:end], b.id, b.location)
 		if err != nil {
 			c.errors.add("pack %s: %s blob %s cannot be opened: %v", id, b.location.kind, b.id, err)
 			continue
 		}
-		buffer = plain
+		opened.plain = plain
 	}
 }
 

@@ -129,6 +129,17 @@ func (e *envelope) open(dst, sealed []byte) ([]byte, error) {
 	return dst, nil
 }
 
+// openAuthentic is open for a message whose tag was found right before.
+func (e *envelope) openAuthentic(dst, sealed []byte) ([]byte, error) {
+	if len(sealed) < envelopeOverhead {
+		return nil, fmt.Errorf("a sealed message has %d bytes, less than its frame: %w", len(sealed), errUnauthentic)
+	}
+	start, ciphertext := len(dst), sealed[vectorSize:len(sealed)-tagSize]
+	dst = grow(dst, len(ciphertext))
+	cipher.NewCTR(e.encrypt, sealed[:vectorSize]).XORKeyStream(dst[start:], ciphertext)
+	return dst, nil
+}
+
 // authenticate finds a sealed message's tag right, and returns its ciphertext with what turns that into the plaintext.
 func (e *envelope) authenticate(sealed []byte) (cipher.Stream, []byte, error) {
 	if len(sealed) < envelopeOverhead {

@@ -233,6 +233,11 @@ func (r *Repository) loadBlob(ctx context.Context, id blobID, kind blobType) ([]
 
 // openBlob appends to dst the plaintext of a blob that lies sealed in a pack, after its hash was found right.
 func (r *Repository) openBlob(dst, sealed []byte, id blobID, at blobLocation) ([]byte, error) {
+	return r.openBlobThrough(new([]byte), dst, sealed, id, at)
+}
+
+// openBlobThrough is openBlob with a buffer for what is between sealed and plain, to be used again.
+func (r *Repository) openBlobThrough(packed *[]byte, dst, sealed []byte, id blobID, at blobLocation) ([]byte, error) {
 	if len(sealed) != int(at.length) {
 		return nil, fmt.Errorf("blob %s has %d bytes instead of %d: %w", id.short(), len(sealed), at.length, ErrDamaged)
 	}
@@ -243,11 +248,8 @@ func (r *Repository) openBlob(dst, sealed []byte, id blobID, at blobLocation) ([
 	var err error
 	if at.plain == 0 {
 		dst, err = r.box.open(dst, sealed)
-	} else {
-		var packed []byte
-		if packed, err = r.box.open(nil, sealed); err == nil {
-			dst, err = r.codec.decompress(dst, packed, int(at.plain))
-		}
+	} else if *packed, err = r.box.open((*packed)[:0], sealed); err == nil {
+		dst, err = r.codec.decompress(dst, *packed, int(at.plain))
 	}
 	if errors.Is(err, errUnauthentic) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)

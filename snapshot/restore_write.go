@@ -180,8 +180,8 @@ type blobOpener struct {
 	packed     []byte
 }
 
-// open returns the plaintext of a sealed blob, after its tag and its hash were found right. It is valid until the next
-// call.
+// open returns the plaintext of a sealed blob whose tag was found right when it was read, after its hash was too. It is
+// valid until the next call.
 func (o *blobOpener) open(sealed []byte, id blobID, use *blobUse) ([]byte, error) {
 	if len(o.plain) > 0 && o.id == id {
 		return o.plain, nil
@@ -199,8 +199,8 @@ func (o *blobOpener) decode(dst, sealed []byte, id blobID, use *blobUse) ([]byte
 	}
 	var err error
 	if use.plain == 0 {
-		dst, err = o.repository.box.open(dst, sealed)
-	} else if o.packed, err = o.repository.box.open(o.packed[:0], sealed); err == nil {
+		dst, err = o.repository.box.openAuthentic(dst, sealed)
+	} else if o.packed, err = o.repository.box.openAuthentic(o.packed[:0], sealed); err == nil {
 		dst, err = o.repository.codec.decompress(dst, o.packed, int(use.plain))
 	}
 	if err == nil {

@@ -3,6 +3,7 @@ package testsuite_test
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -79,6 +80,17 @@ func TestLostNode(t *testing.T) {
 	})
 	state = show(t, s, "web")
 	require.Equal(t, other, state.Instance.Node, "what went on elsewhere stays there")
+	// A12: what the node still had is saved beside it, and offered.
+	saved := waitState(t, s, "web", "what its node still had is saved", patience, func(state workspace.State) bool {
+		return len(state.Left) == 1 && state.Left[0].Snapshot != ""
+	})
+	require.NotEqual(t, saved.Left[0].Snapshot, saved.Head.Snapshot)
+	must(t, s, 0, []string{"recovered", workspace.Short(saved.Left[0].Snapshot)}, "snapshots", "web")
+	tarred := filepath.Join(t.TempDir(), "recovered.tar")
+	must(t, s, 0, nil, "download", "web", "--snapshot", saved.Left[0].Snapshot, "-o", tarred)
+	listed, err := exec.Command("tar", "-tf", tarred).CombinedOutput()
+	require.NoError(t, err, string(listed))
+	require.Contains(t, string(listed), "late.txt")
 	must(t, s, 0, nil, "stop", "web")
 	must(t, s, 0, nil, "start", "web", "--node", other)
 	_, again := contentDir(t, s, "web")

@@ -43,13 +43,20 @@ func (w *entity) hear(ctx workflow.Context, news workspace.NodeNews) {
 	w.heard = true
 	if news.Lost {
 		w.lost[news.Node] = news
+		w.back(news.Node, false)
 		w.notice(ctx)
+		if w.interrupt != nil && w.state.Operation != nil && w.state.Operation.Kind == workspace.OperationSalvage {
+			w.interruptedBy = workspace.OperationRecover
+			w.interrupt()
+			w.interrupt = nil
+		}
 		if news.Word != "" && w.undecided() && w.state.Loss.Node == news.Node {
 			w.state.Loss.NextLook = workflow.Now(ctx)
 		}
 		return
 	}
 	delete(w.lost, news.Node)
+	w.back(news.Node, true)
 	loss := w.state.Loss
 	switch {
 	case loss == nil || loss.Node != news.Node:
@@ -332,6 +339,7 @@ func (w *entity) replace(ctx workflow.Context, why string) {
 	}
 	w.state.Left = append(w.state.Left, workspace.Kept{
 		Node: instance.Node, Token: instance.Token, Sequence: instance.Sequence, Sealed: instance.Sealed, Why: why,
+		Replaced: true,
 	})
 	w.state.Instance = nil
 	loss.Replaced = true

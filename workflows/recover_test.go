@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/converter"
+	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"holdfast/workspace"
@@ -415,4 +416,51 @@ func TestContinueAsNewWithALoss(t *testing.T) {
 	next.environment.ExecuteWorkflow(workspace.WorkspaceWorkflow, input)
 	next.end()
 	next.requireRunsWith(after, nodeTwo, "first++")
+}
+
+// A12: what the replaced instance still had when its node returns is stopped there and saved as a snapshot that is never
+// the head; its content stays.
+func TestReplacedInstanceIsSaved(t *testing.T) {
+	w := running(t, time.Minute)
+	w.setting(time.Hour+5*time.Minute, func() { w.content["node-1/1"] += " and more" })
+	w.comesBack(2*time.Hour, nodeOne)
+	after := w.look(2*time.Hour + time.Minute)
+	w.run(3 * time.Hour)
+	w.requireRunsWith(after, nodeTwo, "first++")
+	left := after.Left[0]
+	require.NotEmpty(t, left.Snapshot, "%+v", left)
+	require.Equal(t, "first+ and more", w.versions[left.Snapshot])
+	require.Contains(t, left.Why, "recovered snapshot "+left.Snapshot)
+	require.False(t, w.runs["node-1/1"], "it was stopped")
+	require.Equal(t, "first+ and more", w.content["node-1/1"])
+	require.NotEqual(t, left.Snapshot, after.Head.Snapshot)
+	for _, commit := range w.commits {
+		require.NotEqual(t, left.Snapshot, commit.Snapshot, "no commit names it")
+	}
+	last := after.Recent[len(after.Recent)-1]
+	require.Equal(t, workspace.OperationSalvage, last.Kind)
+	require.False(t, last.Failed, last.Error)
+}
+
+// Saving it never holds up anything else: a command cuts it, and it goes on afterwards.
+func TestCommandCutsASalvage(t *testing.T) {
+	w := running(t, time.Minute)
+	w.fail = func(activity string, attempt int) error {
+		if activity == workspace.ActivityBackup && attempt == 2 {
+			return temporal.NewApplicationErrorWithOptions("the store is slow", "", temporal.ApplicationErrorOptions{NextRetryDelay: 2 * time.Minute})
+		}
+		return nil
+	}
+	w.comesBack(2*time.Hour, nodeOne)
+	stop := w.ask(2*time.Hour+time.Minute, workspace.UpdateStop, workspace.StopRequest{})
+	after := w.look(2*time.Hour + 10*time.Minute)
+	w.run(3 * time.Hour)
+	require.NoError(t, *stop)
+	require.Equal(t, workspace.Stopped, after.Phase)
+	require.NotEmpty(t, after.Left[0].Snapshot)
+	kinds := map[workspace.OperationKind]int{}
+	for _, operation := range after.Recent {
+		kinds[operation.Kind]++
+	}
+	require.Equal(t, 2, kinds[workspace.OperationSalvage], "%+v", after.Recent)
 }

@@ -98,6 +98,10 @@ func (w *entity) run(ctx workflow.Context) error {
 			if err := w.perform(ctx, w.snapshotCommand(ctx)); err != nil {
 				return err
 			}
+		case w.salvageable() != nil:
+			if err := w.perform(ctx, w.salvageCommand(ctx)); err != nil {
+				return err
+			}
 		default:
 			if err := w.idle(ctx); err != nil {
 				return err
@@ -154,6 +158,8 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 		err = w.recover(operationCtx)
 	case workspace.OperationAdopt:
 		err = w.adopt(operationCtx)
+	case workspace.OperationSalvage:
+		err = w.salvage(operationCtx)
 	}
 	w.interrupt = nil
 	cancel()
@@ -189,7 +195,7 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 		return // told in Protection: hundreds a day would push out what people asked for
 	}
 	if last := len(w.state.Recent) - 1; last >= 0 && operation.Failed && w.state.Recent[last].Kind == operation.Kind && w.state.Recent[last].Error == operation.Error &&
-		(operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt) {
+		(operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt || operation.Kind == workspace.OperationSalvage) {
 		w.state.Recent = append([]workspace.Operation(nil), w.state.Recent[:last]...) // the same again is told once
 	}
 	w.state.Recent = append(w.state.Recent, *operation)

@@ -98,8 +98,12 @@ type Kept struct {
 	// Held is set when it is not released by itself: the next stop or start decides.
 	Held bool `json:"held,omitempty"`
 	// AcceptedOmissions is set when a person accepted what the snapshot does not hold.
-	AcceptedOmissions bool   `json:"accepted_omissions,omitempty"`
-	Sealed            []byte `json:"sealed,omitempty"` // the repository's password, sealed to the node
+	AcceptedOmissions bool `json:"accepted_omissions,omitempty"`
+	// Replaced is set when its node was lost and another instance took its place; Back when that node has returned since,
+	// so that what it has can be saved.
+	Replaced bool   `json:"replaced,omitempty"`
+	Back     bool   `json:"back,omitempty"`
+	Sealed   []byte `json:"sealed,omitempty"` // the repository's password, sealed to the node
 }
 
 // Placed is one placement: a node, and the token of the instance that was placed there.
@@ -185,6 +189,8 @@ const (
 	OperationUnstick OperationKind = "unstick"
 	// OperationRecover goes on elsewhere from the newest verified snapshot, after its node was lost.
 	OperationRecover OperationKind = "recover"
+	// OperationSalvage saves what an instance that was replaced still had.
+	OperationSalvage OperationKind = "salvage"
 	// OperationAdopt finds the instance again on a node that has returned, or starts it there again.
 	OperationAdopt OperationKind = "adopt"
 	// OperationRelease brings late providers up to date and then removes content that stayed on a node.

@@ -16,46 +16,55 @@ import (
 // longerThanGraces is several times what an engine waits for output after a command's end.
 const longerThanGraces = 6 * time.Second
 
-// executeSlowConsumer has a consumer that stands still when the command has ended: it gets all the same what was written.
+// executeSlowConsumer has consumers that stand still when their command has ended: they get all the same what was written.
 func executeSlowConsumer(t *testing.T, b *bench) {
 	const size = 1 << 20
 	id := b.start(b.spec())
+	type run struct {
+		name     string
+		consumer *slowWriter
+		mark     string
+		code     int
+		returned chan error
+	}
+	var runs []*run
 	for _, test := range []struct {
 		name   string
 		tty    bool
 		stderr bool
 	}{{name: "stdout"}, {name: "stderr", stderr: true}, {name: "terminal", tty: true}} {
-		t.Run(test.name, func(t *testing.T) {
-			mark := "779" + fmt.Sprint(time.Now().UnixNano())
-			slow := newSlowWriter()
-			script := "head -c 1048576 /dev/zero | tr '\\000' x; : " + mark
-			spec := engine.ExecSpec{TTY: test.tty, Stdout: slow}
-			if test.stderr {
-				script, spec.Stdout, spec.Stderr = "{ "+script+"; } >&2", nil, slow
+		r := &run{name: test.name, consumer: newSlowWriter(), mark: "779" + random(), returned: make(chan error, 1)}
+		script := "head -c 1048576 /dev/zero | tr '\\000' x; : " + r.mark
+		spec := engine.ExecSpec{TTY: test.tty, Stdout: r.consumer}
+		if test.stderr {
+			script, spec.Stdout, spec.Stderr = "{ "+script+"; } >&2", nil, r.consumer
+		}
+		spec.Command = []string{"/bin/sh", "-c", script + "; exit 6"}
+		go func() {
+			var err error
+			r.code, err = b.engine.Exec(b.context(), id, spec)
+			r.returned <- err
+		}()
+		runs = append(runs, r)
+	}
+	for _, r := range runs {
+		b.eventually(r.name+" runs", r.consumer.waiting)
+		// A command can only end when what it writes has a place: it is let write until then, and not a piece further.
+		b.eventually("the end of the command of "+r.name, func() bool {
+			if processesWith(r.mark) == 0 {
+				return true
 			}
-			spec.Command = []string{"/bin/sh", "-c", script + "; exit 6"}
-			returned := make(chan error, 1)
-			var code int
-			go func() {
-				var err error
-				code, err = b.engine.Exec(b.context(), id, spec)
-				returned <- err
-			}()
-			b.eventually("it runs", func() bool { return slow.waiting() })
-			// A command can only end when what it writes has a place: it is let write until then, and not a piece further.
-			b.eventually("the command's end", func() bool {
-				if processesWith(mark) == 0 {
-					return true
-				}
-				slow.takeOne()
-				return false
-			})
-			time.AfterFunc(longerThanGraces, slow.takeAll)
-			require.NoError(t, <-returned)
-			require.Equal(t, 6, code)
-			require.Equal(t, size, slow.count('x'), "what the command wrote")
-			require.Less(t, slow.before, size, "the consumer was slower than the command: else this proves nothing")
+			r.consumer.takeOne()
+			return false
 		})
+	}
+	time.Sleep(longerThanGraces) // nothing can be waited for: it must not happen that an exec ends without its output
+	for _, r := range runs {
+		r.consumer.takeAll()
+		require.NoError(t, <-r.returned, r.name)
+		require.Equal(t, 6, r.code, r.name)
+		require.Equal(t, size, r.consumer.count('x'), "what the command of %s wrote", r.name)
+		require.Less(t, r.consumer.before, size, "the consumer of %s was slower than the command: else this proves nothing", r.name)
 	}
 }
 
@@ -63,21 +72,37 @@ func executeSlowConsumer(t *testing.T, b *bench) {
 // command itself wrote.
 func executeLeavesWriters(t *testing.T, b *bench) {
 	id := b.start(b.spec())
-	for name, left := range map[string]string{
+	type run struct {
+		name string
+		out  lineWriter
+		took time.Duration
+		code int
+		err  error
+	}
+	var runs []*run
+	var running sync.WaitGroup
+	for name, left := range map[string]string{ // each ends by itself when nobody reads any more
 		"silent":   "sleep 86400 &",
-		"writing":  "while :; do echo more; done &",
-		"dripping": "while :; do echo more; sleep 0.1; done &",
+		"writing":  "while echo more; do :; done &",
+		"dripping": "while echo more; do sleep 0.1; done &",
 	} {
 		for _, tty := range []bool{false, true} {
-			var out lineWriter
-			began := time.Now()
-			code, err := b.engine.Exec(b.context(), id, engine.ExecSpec{TTY: tty, Stdout: &out,
-				Command: []string{"/bin/sh", "-c", "trap '' HUP; " + left + " echo left; exit 3"}})
-			require.NoError(t, err, name)
-			require.Equal(t, 3, code, name)
-			require.Contains(t, out.String(), "left", name)
-			t.Logf("%s, terminal %v: %v", name, tty, time.Since(began))
+			r := &run{name: fmt.Sprintf("%s, terminal %v", name, tty)}
+			runs = append(runs, r)
+			running.Go(func() {
+				began := time.Now()
+				r.code, r.err = b.engine.Exec(b.context(), id, engine.ExecSpec{TTY: tty, Stdout: &r.out,
+					Command: []string{"/bin/sh", "-c", "trap '' HUP; " + left + " echo left; exit 3"}})
+				r.took = time.Since(began)
+			})
 		}
+	}
+	running.Wait()
+	for _, r := range runs {
+		require.NoError(t, r.err, r.name)
+		require.Equal(t, 3, r.code, r.name)
+		require.Contains(t, r.out.String(), "left", r.name)
+		t.Logf("%s: %v", r.name, r.took)
 	}
 
 	// The end of the context ends it at once, also while a consumer takes nothing.

@@ -67,13 +67,15 @@ func TestConformanceWithoutNamespaces(t *testing.T) {
 
 func TestConformanceWithNothing(t *testing.T) {
 	bare := factory(t, func(o *process.Options) { o.NoNamespaces, o.NoCgroups = true, true })
-	bare.Private = false
+	bare.Private, bare.SameOutput = false, true
 	enginetest.Run(t, bare)
 }
 
 func TestConformanceWithoutCgroups(t *testing.T) {
 	requireTool(t, "root", os.Geteuid() == 0)
-	enginetest.Run(t, factory(t, func(o *process.Options) { o.NoCgroups = true }))
+	plain := factory(t, func(o *process.Options) { o.NoCgroups = true })
+	plain.SameOutput = true
+	enginetest.Run(t, plain)
 }
 
 // userNamespaces says whether the kernel lets this user make the namespaces that the engine wants.
@@ -125,7 +127,7 @@ func TestAsNobodyChild(t *testing.T) {
 	})
 	t.Run("Bare", func(t *testing.T) {
 		bare := factory(t, func(o *process.Options) { o.NoNamespaces = true })
-		bare.Private = false
+		bare.Private, bare.SameOutput = false, true
 		enginetest.Run(t, bare)
 	})
 }

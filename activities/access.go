@@ -61,6 +61,7 @@ func (c *Control) download(ctx context.Context, input workspace.AccessInput, sta
 		holder, token = state.Kept.Node, state.Kept.Token
 	}
 	var unasked error
+	patience := perStore
 	if holder != "" && input.Snapshot == "" {
 		claims := claims
 		claims.Token = token
@@ -74,7 +75,9 @@ func (c *Control) download(ctx context.Context, input workspace.AccessInput, sta
 				grant.Source = "live"
 			}
 			result.Grants = append(result.Grants, grant)
+			patience = besides
 			if phase != workspace.NodeReady {
+				patience = perStore
 				result.Notes = append(result.Notes, fmt.Sprintf("the newest content is on node %s, which is %s and may not answer", holder, phase))
 			}
 		}
@@ -92,7 +95,7 @@ func (c *Control) download(ctx context.Context, input workspace.AccessInput, sta
 		}
 		return result, nil
 	}
-	grants, err := c.fromStores(ctx, claims, wanted, taken)
+	grants, err := c.fromStores(ctx, claims, wanted, taken, patience)
 	if err != nil {
 		if len(result.Grants) == 0 {
 			return result, err
@@ -115,8 +118,11 @@ func (c *Control) onHolder(ctx context.Context, holder string, claims dataport.C
 	return grant, node.Phase, err
 }
 
-func (c *Control) fromStores(ctx context.Context, claims dataport.Claims, wanted string, taken time.Time) ([]workspace.Grant, error) {
-	ctx, cancel := context.WithTimeout(ctx, perStore)
+// besides is how long the stores are asked for a snapshot when a node offers what is newer: the person waits for that.
+const besides = 3 * time.Second
+
+func (c *Control) fromStores(ctx context.Context, claims dataport.Claims, wanted string, taken time.Time, patience time.Duration) ([]workspace.Grant, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	stored, err := c.Catalog.Password(ctx, claims.WorkspaceID)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/go-git/go-git/v5"
 	"github.com/go-git/go-git/v5/plumbing/transport"
 
@@ -84,7 +85,7 @@ func (n *Node) admit(size int64) error {
 		return err
 	}
 	if free < n.reserve()+size {
-		return permanent(workspace.ErrorNodeFull, fmt.Errorf("node %s has %d bytes free; it keeps %d and the workspace wants %d", n.Name, free, n.reserve(), size))
+		return permanent(workspace.ErrorNodeFull, fmt.Errorf("node %s has %s free; it keeps %s and the workspace wants %s", n.Name, units.HumanSize(float64(free)), units.HumanSize(float64(n.reserve())), units.HumanSize(float64(size))))
 	}
 	return nil
 }

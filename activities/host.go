@@ -70,19 +70,24 @@ func (n *Node) Download(ctx context.Context, claims dataport.Claims, request dat
 	if err != nil {
 		return fmt.Errorf("%w: %w", dataport.ErrNotHere, err)
 	}
-	dir, err := inside(content, request.Path)
+	dir, name, err := inside(content, request.Path)
 	if err != nil {
 		return err
 	}
-	info := dataport.DownloadInfo{Source: dataport.SourceNode, Time: time.Now(), Note: "the content as it is on node " + n.Name + " now; nothing runs on it"}
+	info := dataport.DownloadInfo{Source: dataport.SourceNode, Time: time.Now(), Note: "nothing runs on them"}
 	if instance, err := n.instance(ctx, claims); err == nil && instance.Status == engine.StatusRunning {
-		info.Source, info.Note = dataport.SourceLive, "the content as it is on node "+n.Name+" now; what is being written may be in the middle of a change"
+		info.Source, info.Note = dataport.SourceLive, "what is being written may be in the middle of a change"
 	}
 	w, err := begin(info)
 	if err != nil {
 		return err
 	}
-	omitted, err := snapshot.TarDirectory(ctx, dir, w)
+	var omitted []snapshot.Omission
+	if name == "" {
+		omitted, err = snapshot.TarDirectory(ctx, dir, w)
+	} else {
+		omitted, err = snapshot.TarFile(ctx, dir, name, w)
+	}
 	if err != nil {
 		return fmt.Errorf("reading the content: %w", err)
 	}
@@ -94,29 +99,33 @@ func (n *Node) Download(ctx context.Context, claims dataport.Claims, request dat
 	return nil
 }
 
-// inside returns a directory below content, following no link on the way.
-func inside(content, path string) (string, error) {
+// inside returns a directory below content, and the name in it when the path is not one, following no link on the way.
+func inside(content, path string) (dir, name string, err error) {
 	path = strings.Trim(path, "/")
 	if path == "" || path == "." {
-		return content, nil
+		return content, "", nil
 	}
 	if !filepath.IsLocal(path) {
-		return "", fmt.Errorf("path %q leads out of the workspace: %w", path, dataport.ErrNotHere)
+		return "", "", fmt.Errorf("path %q leads out of the workspace: %w", path, dataport.ErrNotHere)
 	}
-	at := content
-	for _, part := range strings.Split(filepath.Clean(path), "/") {
-		at = filepath.Join(at, part)
-		info, err := os.Lstat(at)
+	dir = content
+	parts := strings.Split(filepath.Clean(path), "/")
+	for i, part := range parts {
+		info, err := os.Lstat(filepath.Join(dir, part))
 		switch {
 		case errors.Is(err, os.ErrNotExist):
-			return "", fmt.Errorf("the workspace has no %q: %w", path, dataport.ErrNotHere)
+			return "", "", fmt.Errorf("the workspace has no %q: %w", path, dataport.ErrNotHere)
 		case err != nil:
-			return "", fmt.Errorf("looking for %q: %w", path, err)
-		case !info.IsDir():
-			return "", fmt.Errorf("%q is not a directory: ask for the directory that it is in: %w", path, dataport.ErrNotHere)
+			return "", "", fmt.Errorf("looking for %q: %w", path, err)
+		case info.IsDir():
+			dir = filepath.Join(dir, part)
+		case i == len(parts)-1:
+			return dir, part, nil
+		default:
+			return "", "", fmt.Errorf("%q is in no directory: %q is none: %w", path, filepath.Join(parts[:i+1]...), dataport.ErrNotHere)
 		}
 	}
-	return at, nil
+	return dir, "", nil
 }
 
 func (n *Node) downloadSnapshot(ctx context.Context, claims dataport.Claims, request dataport.DownloadRequest, begin dataport.BeginDownload) error {

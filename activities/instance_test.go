@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -217,7 +219,12 @@ func TestHost(t *testing.T) {
 	require.NoError(t, err)
 	require.NotContains(t, text, "what a person wrote")
 	require.Contains(t, text, "package main")
-	for _, path := range []string{"../../identity.json", "notes.txt", "none"} {
+	_, text, err = fetch(claims, "notes.txt") // as it is now, not as a snapshot has it
+	require.NoError(t, err)
+	require.Contains(t, text, "what a person wrote")
+	require.NotContains(t, text, "package main")
+	require.NoError(t, os.Symlink("/etc", filepath.Join(r.content(1), "out")))
+	for _, path := range []string{"../../identity.json", "none", "notes.txt/none", "out/passwd"} {
 		_, _, err = fetch(claims, path)
 		require.ErrorIs(t, err, dataport.ErrNotHere, path)
 	}

@@ -22,22 +22,18 @@ import (
 // promised, and is named. An error means that the archive is not complete; it then lacks its end mark, so that whoever
 // unpacks it notices. A directory that cannot be opened at all is ErrSourceMissing.
 func TarDirectory(ctx context.Context, dir string, w io.Writer) ([]Omission, error) {
-	root, err := openRetry(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	l, err := newLiveTar(ctx, dir, w)
 	if err != nil {
-		return nil, fmt.Errorf("opening %q: %w: %w", dir, ErrSourceMissing, err)
+		return nil, err
 	}
-	defer unix.Close(root)
-	l := &liveTar{
-		ctx: ctx, root: root, componentWise: !hasOpenat2(root), archive: tar.NewWriter(w),
-		links: map[inodeKey]string{}, buffer: make([]byte, 256<<10),
-	}
+	defer unix.Close(l.root)
 	var stat unix.Stat_t
-	if err := fstat(root, &stat); err != nil {
+	if err := fstat(l.root, &stat); err != nil {
 		return nil, fmt.Errorf("looking at %q: %w: %w", dir, ErrSourceMissing, err)
 	}
 	// Directories wait as paths, not as descriptors; the last in is the first out, so that everything below a directory
 	// follows it at once, as in tar's own archives.
-	for waiting := []liveDir{{"", l.node(root, ".", "", &stat)}}; len(waiting) > 0; {
+	for waiting := []liveDir{{"", l.node(l.root, ".", "", &stat)}}; len(waiting) > 0; {
 		dir := waiting[len(waiting)-1]
 		waiting = waiting[:len(waiting)-1]
 		if err := l.header(dir.path, dir.node, "", 0, ""); err != nil {
@@ -56,6 +52,43 @@ func TarDirectory(ctx context.Context, dir string, w io.Writer) ([]Omission, err
 	return l.omissions, nil
 }
 
+// TarFile is TarDirectory for one thing in a directory that is no directory itself, under its name. One that is not there
+// is ErrSourceMissing, as is a directory.
+func TarFile(ctx context.Context, dir, name string, w io.Writer) ([]Omission, error) {
+	l, err := newLiveTar(ctx, dir, w)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(l.root)
+	var stat unix.Stat_t
+	if err := fstatat(l.root, name, &stat); err != nil {
+		return nil, fmt.Errorf("looking at %q in %q: %w: %w", name, dir, ErrSourceMissing, err)
+	}
+	n := l.node(l.root, name, name, &stat)
+	if n.Type == "dir" {
+		return nil, fmt.Errorf("%q in %q is a directory: %w", name, dir, ErrSourceMissing)
+	}
+	if err := l.entry(l.root, name, name, n, &stat); err != nil {
+		return l.omissions, err
+	}
+	if err := l.archive.Close(); err != nil {
+		return l.omissions, fmt.Errorf("ending the archive: %w", err)
+	}
+	return l.omissions, nil
+}
+
+// newLiveTar opens a directory; its caller closes root.
+func newLiveTar(ctx context.Context, dir string, w io.Writer) (*liveTar, error) {
+	root, err := openRetry(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening %q: %w: %w", dir, ErrSourceMissing, err)
+	}
+	return &liveTar{
+		ctx: ctx, root: root, componentWise: !hasOpenat2(root), archive: tar.NewWriter(w),
+		links: map[inodeKey]string{}, buffer: make([]byte, 256<<10),
+	}, nil
+}
+
 // inodeKey tells files apart whatever they are called.
 type inodeKey struct{ device, inode uint64 }
 
@@ -65,7 +98,7 @@ type liveDir struct {
 	node *node
 }
 
-// liveTar is the state of one TarDirectory.
+// liveTar is the state of one TarDirectory or TarFile.
 type liveTar struct {
 	ctx           context.Context
 	root          int

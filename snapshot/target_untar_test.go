@@ -241,6 +241,43 @@ func TestTarNamesWhatItLacks(t *testing.T) {
 	}
 }
 
+// One thing of a directory comes as it would with all of them.
+func TestTarFile(t *testing.T) {
+	source := t.TempDir()
+	must(t, os.WriteFile(source+"/one", []byte("of several"), 0o640))
+	must(t, os.WriteFile(source+"/other", []byte("x"), 0o644))
+	must(t, os.Symlink("one", source+"/link"))
+	must(t, os.Mkdir(source+"/dir", 0o755))
+	for name, want := range map[string]tar.Header{
+		"one":  {Name: "one", Typeflag: tar.TypeReg, Mode: 0o640, Size: int64(len("of several"))},
+		"link": {Name: "link", Typeflag: tar.TypeSymlink, Mode: 0o777, Linkname: "one"},
+	} {
+		var archive bytes.Buffer
+		omissions, err := TarFile(t.Context(), source, name, &archive)
+		must(t, err)
+		if len(omissions) > 0 {
+			t.Errorf("omissions of %s: %v", name, omissions)
+		}
+		reader := tar.NewReader(&archive)
+		header, err := reader.Next()
+		must(t, err)
+		if header.Name != want.Name || header.Typeflag != want.Typeflag || header.Mode != want.Mode || header.Size != want.Size || header.Linkname != want.Linkname {
+			t.Errorf("%s is %+v", name, header)
+		}
+		if text, err := io.ReadAll(reader); err != nil || int64(len(text)) != want.Size {
+			t.Errorf("%s holds %q, %v", name, text, err)
+		}
+		if _, err := reader.Next(); !errors.Is(err, io.EOF) {
+			t.Errorf("after %s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"none", "dir"} {
+		if _, err := TarFile(t.Context(), source, name, io.Discard); !errors.Is(err, ErrSourceMissing) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // A file that shrinks while it is sent is filled up and named: the archive stays readable.
 func TestTarOfAShrinkingFile(t *testing.T) {
 	source := t.TempDir()

@@ -201,10 +201,8 @@ func (p *program) download(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if id := c.String("snapshot"); id != "" {
-		if err := workspace.ValidateSnapshotID(id); err != nil {
-			return usage("--snapshot: %w", err)
-		}
+	if err := checkSnapshotFlag("snapshot", c.String("snapshot")); err != nil {
+		return err
 	}
 	if err := workspace.ValidatePath(c.String("path")); err != nil {
 		return usage("--path: %w", err)
@@ -228,7 +226,11 @@ func (p *program) download(c *cli.Context) error {
 		}
 	}
 	return p.withControl(c, func(ctx context.Context, control control, s settings) error {
-		input := workspace.AccessInput{Name: name, Verb: workspace.VerbDownload, Snapshot: c.String("snapshot"), Path: path, Subject: s.Owner}
+		wanted, err := wholeID(ctx, control, name, c.String("snapshot"))
+		if err != nil {
+			return err
+		}
+		input := workspace.AccessInput{Name: name, Verb: workspace.VerbDownload, Snapshot: wanted, Path: path, Subject: s.Owner}
 		return p.throughGrants(ctx, control, input, func(grant workspace.Grant, client dataClient) (bool, error) {
 			return p.downloadFrom(ctx, input, grant, client, target, toFile)
 		})

@@ -109,8 +109,8 @@ func unknownCommand(c *cli.Context) error {
 		commands = c.Command.Subcommands
 		help = c.Command.HelpName
 	}
-	if similar := cli.SuggestCommand(commands, name); similar != "" {
-		return f.withMend("did you mean %q? `%s --help` lists the commands", similar, help)
+	if question := cli.SuggestCommand(commands, name); question != "" { // Did you mean "stop"?
+		return f.withMend("%s `%s --help` lists the commands", question, help)
 	}
 	return f.withMend("`%s --help` lists the commands", help)
 }

@@ -162,7 +162,7 @@ func explainStore(address string, err error) *failure {
 	case errors.Is(err, storage.ErrNoSpace):
 		return fail(exitFailed, "store %s: %w", address, err).withSafe("what was stored before is whole").withMend("make room in the store")
 	default:
-		return fail(exitFailed, "store %s: %w", address, err).withMend("`holdfast doctor` looks at stores and DNS servers one by one")
+		return fail(exitFailed, "store %s: %w", address, err).withMend("see that the store and the network to it are up; `holdfast doctor` looks at stores and DNS servers one by one")
 	}
 }
 

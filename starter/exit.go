@@ -127,7 +127,9 @@ func explainRemote(name string, err error) error {
 	var queryFailed *serviceerror.QueryFailed
 	switch {
 	case errors.As(err, &queryFailed):
-		return fail(exitFailed, "asking workspace %q for its state: %w", name, err)
+		return fail(exitFailed, "asking workspace %q for its state: %w", name, err).
+			withSafe("its content stays where it is").
+			withMend("TMPRL1100 means that the control worker's program cannot go on with what another version of it began: run that version; for anything else see the control worker's log")
 	case isNoWorker(err):
 		return fail(exitTimedOut, "no control worker answered for workspace %q: %w", name, err).
 			withSafe("the content is untouched; a request that was sent may still be taken when a control worker is back").

@@ -90,6 +90,10 @@ func TestFollowOutcomes(t *testing.T) {
 			o.Owed = []string{"gs://b"}
 			s.Kept = &workspace.Kept{Node: "n1", Token: 1, Snapshot: snapshotA, Owed: o.Owed, Why: "a store is behind"}
 		}), exitOwed, []string{"still owed: gs://b", "safe: it is acknowledged", "the content stays on node n1 too"}},
+		{"a start that a stop gave up", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Snapshot, o.Backup = "", nil
+			s.Phase, s.Head = workspace.Pending, nil
+		}), exitDone, []string{"the start of web was given up; there is nothing to back up, and it is Pending"}},
 		{"refused", stopped(func(_ *workspace.State, o *workspace.Operation) {
 			o.Failed, o.Refused, o.Error = true, true, "workspace web goes back in time"
 		}), exitRefused, []string{"goes back in time", "nothing was changed"}},

@@ -36,12 +36,7 @@ func (p *program) workspaceCommands() []*cli.Command {
 			Flags: following(&cli.StringFlag{Name: "accept-omissions", Usage: "accept what this `SNAPSHOT` does not hold, so that the node may drop its copy"}),
 			Action: p.updating(workspace.UpdateStop, func(c *cli.Context, subject, _ string) (any, error) {
 				accepted := c.String("accept-omissions")
-				if accepted != "" {
-					if err := workspace.ValidateSnapshotID(accepted); err != nil {
-						return nil, usage("--accept-omissions: %w", err)
-					}
-				}
-				return workspace.StopRequest{Subject: subject, AcceptOmissions: accepted}, nil
+				return workspace.StopRequest{Subject: subject, AcceptOmissions: accepted}, checkSnapshotFlag("accept-omissions", accepted)
 			}),
 		},
 		{
@@ -53,15 +48,15 @@ func (p *program) workspaceCommands() []*cli.Command {
 		{
 			Name: "restore", Usage: "start a stopped workspace from an older snapshot", ArgsUsage: "NAME",
 			Flags: following(
-				&cli.StringFlag{Name: "snapshot", Usage: "the `SNAPSHOT`, as `holdfast snapshots` shows it with -o json or --full"},
+				&cli.StringFlag{Name: "snapshot", Usage: "this `SNAPSHOT`: its id, or the first digits of it"},
 				&cli.StringFlag{Name: "node", Usage: "only on this `NODE`"}),
 			Action: p.updating(workspace.UpdateRestore, func(c *cli.Context, subject, _ string) (any, error) {
 				request := workspace.RestoreRequest{Subject: subject, Snapshot: c.String("snapshot"), Node: c.String("node")}
 				if request.Snapshot == "" {
 					return nil, usage("restore: --snapshot is missing").withMend("`holdfast snapshots NAME` lists them")
 				}
-				if err := workspace.ValidateSnapshotID(request.Snapshot); err != nil {
-					return nil, usage("--snapshot: %w", err)
+				if err := checkSnapshotFlag("snapshot", request.Snapshot); err != nil {
+					return nil, err
 				}
 				if request.Node != "" {
 					if err := workspace.ValidateName("--node", request.Node); err != nil {
@@ -133,6 +128,9 @@ func (p *program) start(c *cli.Context) error {
 				return err
 			}
 		}
+		if err := plan.completeIDs(ctx, control, name); err != nil {
+			return err
+		}
 		accepted, err := control.Start(ctx, name, s.Owner, newRequestID(), plan.request)
 		if err != nil {
 			return err
@@ -164,6 +162,10 @@ func (p *program) updating(update string, request func(c *cli.Context, subject, 
 			return err
 		}
 		return p.withControl(c, func(ctx context.Context, control control, _ settings) error {
+			message, err := wholeIDs(ctx, control, name, message)
+			if err != nil {
+				return err
+			}
 			accepted, err := control.Update(ctx, name, update, newRequestID(), message)
 			if err != nil {
 				return err

@@ -60,7 +60,10 @@ func describeOutcome(operation workspace.Operation, state workspace.State, unsen
 		}
 	case workspace.OperationStop:
 		line := name + " is stopped"
-		if state.Phase != workspace.Stopped {
+		switch {
+		case operation.Snapshot == "" && state.Instance == nil && state.Kept == nil:
+			line = fmt.Sprintf("the start of %s was given up; there is nothing to back up, and it is %s", name, state.Phase)
+		case state.Phase != workspace.Stopped:
 			line = fmt.Sprintf("the stop of %s has ended; it is %s now", name, state.Phase)
 		}
 		lines = append(lines, line+backupWords(operation)+in)

@@ -64,10 +64,8 @@ func planStart(c *cli.Context, s settings, lookup func(string) (string, bool)) (
 	if plan.request.Node != "" && plan.request.Node == plan.request.NotNode {
 		return plan, usage("--node and --not-node both name %s", plan.request.Node)
 	}
-	if plan.request.AcceptVersion != "" {
-		if err := workspace.ValidateSnapshotID(plan.request.AcceptVersion); err != nil {
-			return plan, usage("--accept-version: %w", err)
-		}
+	if err := checkSnapshotFlag("accept-version", plan.request.AcceptVersion); err != nil {
+		return plan, err
 	}
 	if err := plan.readSource(c); err != nil {
 		return plan, err
@@ -146,7 +144,12 @@ func (plan *startPlan) readSource(c *cli.Context) error {
 		*source = workspace.Source{Kind: workspace.SourceSnapshot, Workspace: origin, Snapshot: snapshot,
 			Describe: strings.TrimSuffix(origin+"@"+workspace.Short(snapshot), "@")}
 	}
-	if err := source.Validate(); err != nil {
+	if err := checkSnapshotFlag("from-snapshot", source.Snapshot); err != nil {
+		return err
+	}
+	checked := *source
+	checked.Snapshot = "" // completed when the command is connected
+	if err := checked.Validate(); err != nil {
 		return usage("%s: %w", given[0], err)
 	}
 	return nil

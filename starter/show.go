@@ -41,6 +41,9 @@ func (p *program) list(c *cli.Context) error {
 	if _, err := arguments(c); err != nil {
 		return err
 	}
+	if err := checkState(c.String("state")); err != nil {
+		return err
+	}
 	return p.withControl(c, func(ctx context.Context, control control, _ settings) error {
 		all, err := control.Workspaces(ctx)
 		if err != nil {
@@ -59,9 +62,28 @@ func (p *program) list(c *cli.Context) error {
 		if asJSON {
 			return printJSON(p.stdout, listOf(lines))
 		}
+		if len(lines) == 0 && len(all) > 0 {
+			fmt.Fprintf(p.stdout, "None of the %d workspaces is like that. `holdfast list` shows all.\n", len(all))
+			return nil
+		}
 		renderWorkspaces(p.stdout, lines, p.now(), p.colours)
 		return nil
 	})
+}
+
+// checkState refuses a state that no workspace can be in.
+func checkState(state string) error {
+	if state == "" {
+		return nil
+	}
+	var names []string
+	for _, phase := range workspace.Phases {
+		if strings.EqualFold(string(phase), state) {
+			return nil
+		}
+		names = append(names, string(phase))
+	}
+	return usage("--state %q: want one of %s", state, strings.Join(names, ", "))
 }
 
 func renderWorkspaces(w io.Writer, lines []listedWorkspace, now time.Time, colours bool) {
@@ -362,6 +384,10 @@ func (p *program) snapshots(c *cli.Context) error {
 		for _, note := range result.Notes {
 			fmt.Fprintln(p.stderr, wrapText("note: "+note, 6))
 		}
+		if len(result.Snapshots) == 0 && len(result.Notes) > 0 {
+			return fail(exitFailed, "which snapshots %s has cannot be said now: no store answered", name).
+				withSafe("what is stored stays as it is").withMend("`holdfast doctor` asks each store; `holdfast show %s` names the newest snapshot", name)
+		}
 		switch {
 		case asJSON:
 			result.Snapshots = listOf(result.Snapshots)
@@ -372,16 +398,16 @@ func (p *program) snapshots(c *cli.Context) error {
 			}
 			return nil
 		}
+		if len(result.Snapshots) == 0 {
+			p.say("There are no snapshots of %s yet; a backup or a stop makes one.", name)
+			return nil
+		}
 		renderSnapshots(p.stdout, result.Snapshots, p.now())
 		return nil
 	})
 }
 
 func renderSnapshots(w io.Writer, lines []workspace.SnapshotLine, now time.Time) {
-	if len(lines) == 0 {
-		fmt.Fprintln(w, "There are no snapshots yet. `holdfast backup NAME` makes one.")
-		return
-	}
 	rows := make([][]string, 0, len(lines))
 	excludes := slices.ContainsFunc(lines, func(line workspace.SnapshotLine) bool { return line.Excluded > 0 })
 	for _, line := range lines {

@@ -146,6 +146,8 @@ func doing(state State, e Explanation, now time.Time) string {
 		return "Nothing at this moment: the content stays on node " + state.Kept.Node + " until every store has it."
 	case state.Phase == Stopped:
 		return "Nothing: it is stopped and backed up."
+	case state.Phase == Pending && len(state.Recent) > 0:
+		return "Nothing: it has never run, and waits to be started again or deleted."
 	case state.Phase == Pending:
 		return "Nothing: it has never been started."
 	default:
@@ -292,11 +294,21 @@ func can(state State, e Explanation) []Action {
 		download()
 		return actions
 	case Pending:
-		add(command("start", ""), "starts it")
+		switch {
+		case state.Source.Kind == SourceUpload:
+			add(command("start", "--from-dir DIR"), "sends the directory again, and starts it")
+		case len(state.Recent) > 0:
+			add(command("start", ""), "tries again what was asked for")
+		default:
+			add(command("start", ""), "starts it")
+		}
+		add(command("delete", ""), "forgets it; it has no content")
 	case Starting:
-		add(command("logs", "-f"), "shows what the instance prints")
+		if e.Step == StepRun {
+			add(command("logs", "-f"), "shows what the instance prints")
+		}
+		add(command("stop", ""), "gives this start up; content that was there before is backed up")
 		add(command("unstick", ""), "gives this start up, keeps what is there, and allows another")
-		add(command("stop", ""), "stops it through a backup as soon as it runs")
 		download()
 	case Recovering:
 		recoveringActions(state, command, add)

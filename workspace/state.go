@@ -20,6 +20,9 @@ const (
 	Recovering Phase = "Recovering"
 )
 
+// Phases are all of them, in the order of a life.
+var Phases = [...]Phase{Pending, Starting, Running, Stopping, Stopped, Blocked, Deleted}
+
 // State is everything a workspace's workflow knows: the answer to its query, and what it carries on when it continues
 // as new. Fields are only ever added.
 type State struct {

@@ -85,7 +85,11 @@ func (n *Node) admit(size int64) error {
 		return err
 	}
 	if free < n.reserve()+size {
-		return permanent(workspace.ErrorNodeFull, fmt.Errorf("node %s has %s free; it keeps %s and the workspace wants %s", n.Name, units.HumanSize(float64(free)), units.HumanSize(float64(n.reserve())), units.HumanSize(float64(size))))
+		wants := ""
+		if size > 0 {
+			wants = " and the workspace wants " + units.HumanSize(float64(size))
+		}
+		return permanent(workspace.ErrorNodeFull, fmt.Errorf("node %s has %s free; it keeps %s%s", n.Name, units.HumanSize(float64(free)), units.HumanSize(float64(n.reserve())), wants))
 	}
 	return nil
 }

@@ -36,11 +36,10 @@ func (c *Client) call(ctx context.Context, verb Verb, request streamRequest, ex 
 	unhook := context.AfterFunc(ctx, func() { closeNow(frames) })
 	r := &running{frames: frames, exchange: ex, credit: make(chan uint32, 1), done: make(chan struct{})}
 	var background sync.WaitGroup
-	background.Go(func() { frames.ping(c.options.timing.ping, r.done) })
-	background.Go(r.sendSizes)
-
 	var end result
-	if err = frames.writeJSON(frameRequest, request); err == nil {
+	if err = frames.writeJSON(frameRequest, request); err == nil { // first of all: a terminal's size may wait to be sent
+		background.Go(func() { frames.ping(c.options.timing.ping, r.done) })
+		background.Go(r.sendSizes)
 		if ex.hasInput {
 			go r.sendInput() // not waited for: its reader may never return
 		}

@@ -47,6 +47,19 @@ func TestExecCarriesStreamsAndExitCode(t *testing.T) {
 	require.Zero(t, code)
 }
 
+// A terminal's size that waits to be sent does not overtake the request.
+func TestTheRequestComesFirst(t *testing.T) {
+	host := &fakeHost{exec: func(_ context.Context, _ Claims, _ ExecRequest, s Streams) (int, error) { return int((<-s.Resize).Columns), nil }}
+	h := start(t, host, nil)
+	for range 40 { // each was a toss-up
+		sizes := make(chan engine.Size, 1)
+		sizes <- engine.Size{Columns: 91, Rows: 37}
+		code, err := h.client(VerbShell).Shell(context.Background(), ExecRequest{TTY: true}, Streams{Resize: sizes})
+		require.NoError(t, err)
+		require.Equal(t, 91, code)
+	}
+}
+
 // A command that ends without reading its input must not hold the client, whose input never ends.
 func TestExecEndsBeforeItsInput(t *testing.T) {
 	host := &fakeHost{exec: func(context.Context, Claims, ExecRequest, Streams) (int, error) { return 3, nil }}

@@ -117,7 +117,7 @@ func (s *stack) untouched(t *testing.T, do func()) {
 	require.Equal(t, counted, objects(t, s.store(t, 0), ""), "the object store changed")
 }
 
-// TestBadInput is issue 2's table: each gives an error that names the field and the mend, has the right exit code, and
+// TestBadInput is what people get wrong: each gives an error that names the field and the mend, has the right exit code, and
 // changes no data.
 func TestBadInput(t *testing.T) {
 	t.Parallel()

@@ -50,7 +50,7 @@ func free(t *testing.T, dir string) int64 {
 	return int64(stat.Bavail) * stat.Bsize
 }
 
-// TestFullDisks is A18, and issue 2's "disk full during backup and during restore". The nodes "small" and "tiny" have disks
+// TestFullDisks is A18: disks that are full during a backup and during a restore. The nodes "small" and "tiny" have disks
 // of their own that are easily filled; the second store lies on another one.
 func TestFullDisks(t *testing.T) {
 	t.Parallel()
@@ -87,7 +87,7 @@ func TestFullDisks(t *testing.T) {
 		must(t, s, 0, []string{"is stopped"}, "stop", "full")
 		before := show(t, s, "full").Head.Snapshot
 		// Nothing is on it, so that it is asked first or second; it has less than its reserve.
-		r := must(t, s, 1, []string{"node tiny has", "bytes free", "mend:"}, "start", "full", "--node", "tiny")
+		r := must(t, s, 1, []string{"node tiny has", "MB free", "mend:"}, "start", "full", "--node", "tiny")
 		require.NotContains(t, r.String(), "panic")
 		state := show(t, s, "full")
 		require.Equal(t, workspace.Stopped, state.Phase)

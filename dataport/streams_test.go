@@ -49,7 +49,9 @@ func TestExecCarriesStreamsAndExitCode(t *testing.T) {
 
 // A terminal's size that waits to be sent does not overtake the request.
 func TestTheRequestComesFirst(t *testing.T) {
-	host := &fakeHost{exec: func(_ context.Context, _ Claims, _ ExecRequest, s Streams) (int, error) { return int((<-s.Resize).Columns), nil }}
+	host := &fakeHost{exec: func(_ context.Context, _ Claims, _ ExecRequest, s Streams) (int, error) {
+		return int((<-s.Resize).Columns), nil
+	}}
 	h := start(t, host, nil)
 	for range 40 { // each was a toss-up
 		sizes := make(chan engine.Size, 1)

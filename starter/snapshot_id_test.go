@@ -74,7 +74,7 @@ func TestListsAreHonest(t *testing.T) {
 		{[]string{"snapshots", "web"}, &fakeControl{snapshots: workspace.SnapshotsResult{Notes: []string{"gs://a cannot be asked"}}}, exitFailed,
 			[]string{"gs://a cannot be asked", "cannot be said now", "holdfast doctor"}},
 		{[]string{"nosuch"}, &fakeControl{}, exitUsage, []string{`there is no command "nosuch"`, "`holdfast --help` lists the commands"}},
-		{[]string{"stpo", "web"}, &fakeControl{}, exitUsage, []string{`mend: Did you mean "stop"?`}},
+		{[]string{"stopp", "web"}, &fakeControl{}, exitUsage, []string{`mend: Did you mean "stop"?`}},
 	} {
 		p := newTestProgram(t, test.fake)
 		if code := p.run(test.args...); code != test.code {

@@ -188,9 +188,10 @@ func (n *Node) fill(ctx context.Context, input workspace.PrepareContentInput, pr
 	content := n.Volumes.content(input.Target.WorkspaceID, input.Target.Token)
 	switch {
 	case input.Source.Kind == workspace.SourceSnapshot:
-		return n.restore(ctx, input.OriginID, input.OriginPassword, input.Snapshot, content, progress)
+		return n.restore(ctx, input.OriginID, input.OriginPassword, input.Snapshot, content, "", progress)
 	case input.Snapshot != "":
-		return n.restore(ctx, input.Target.WorkspaceID, input.Target.Sealed, input.Snapshot, content, progress)
+		state := n.Volumes.state(input.Target.WorkspaceID, input.Target.Token)
+		return n.restore(ctx, input.Target.WorkspaceID, input.Target.Sealed, input.Snapshot, content, state, progress)
 	case input.Source.Kind == workspace.SourceUpload:
 		return nil, n.awaitUpload(ctx, input.Target)
 	case input.Source.Kind == workspace.SourceGit:
@@ -203,14 +204,15 @@ func (n *Node) fill(ctx context.Context, input workspace.PrepareContentInput, pr
 	}
 }
 
-// restore restores a snapshot whole and verified, or not at all (invariant 5).
-func (n *Node) restore(ctx context.Context, id string, sealed []byte, wanted, content string, progress *meter) (*workspace.Restore, error) {
+// restore restores a snapshot whole and verified, or not at all (invariant 5). In state, unless it is empty, it notes what
+// the content is for backups to the same repository: content that moved is not read again.
+func (n *Node) restore(ctx context.Context, id string, sealed []byte, wanted, content, state string, progress *meter) (*workspace.Restore, error) {
 	repository, err := n.repository(ctx, id, sealed)
 	if err != nil {
 		return nil, err
 	}
 	defer repository.Close()
-	report, err := repository.Restore(ctx, wanted, content, snapshot.RestoreOptions{Progress: progress.update})
+	report, err := repository.Restore(ctx, wanted, content, snapshot.RestoreOptions{StateFile: state, Progress: progress.update})
 	if err != nil {
 		return nil, fmt.Errorf("restoring snapshot %s: %w", wanted, err)
 	}

@@ -22,7 +22,7 @@ import (
 //
 //	<root>/workspaces/<id>.<token>/identity.json   who the content belongs to
 //	<root>/workspaces/<id>.<token>/content/        what the instance sees as /workspace
-//	<root>/workspaces/<id>.<token>/state           what the last backup knew of the content; losing it costs time only
+//	<root>/workspaces/<id>.<token>/state           what the last backup or restore knew of the content; losing it costs time only
 //	<root>/trash/                                  what is being removed
 type Volumes struct {
 	root  string
@@ -110,7 +110,7 @@ func (v *Volumes) content(id string, token uint64) string {
 	return filepath.Join(v.dir(id, token), "content")
 }
 
-// state is the file in which backups of an instance's content remember what it was.
+// state is the file in which backups and restores of an instance's content remember what it was.
 func (v *Volumes) state(id string, token uint64) string {
 	return filepath.Join(v.dir(id, token), "state")
 }

@@ -45,6 +45,7 @@ func (r *Repository) restore(ctx context.Context, snapshot, target string, optio
 		return nil, fmt.Errorf("restoring: %w", err)
 	}
 	s := newRestorer(r, t, options, maxEntries)
+	defer s.abandonState()
 	if err := s.run(ctx, stored, options.Path); err != nil {
 		t.keep = goesOn(ctx, err)
 		return nil, fmt.Errorf("restoring snapshot %s: %w", stored.id.short(), withCause(ctx, err))
@@ -53,6 +54,7 @@ func (r *Repository) restore(ctx context.Context, snapshot, target string, optio
 		t.keep = ctx.Err() != nil
 		return nil, fmt.Errorf("restoring snapshot %s: %w", stored.id.short(), err)
 	}
+	s.writeState()
 	s.meter.done()
 	report := &RestoreReport{
 		Snapshot: stored.id.String(), Files: s.plan.files, Dirs: int64(len(s.plan.dirs) - 1), Bytes: s.plan.bytes, Reused: s.reused,
@@ -79,22 +81,33 @@ type restorer struct {
 	have   map[int32][]bool // of files that an earlier attempt left: which of their blobs are in place
 	reused int64            // bytes of these
 
+	state   *stateWriter // nil when no state file is wanted
+	witness *witness     // as state
+	tree    blobID       // of the top directory
+
 	// beforeFinish and wrote are where tests spoil or cut what is written.
 	beforeFinish func()
 	wrote        func(path string)
 }
 
 func newRestorer(r *Repository, t *target, options RestoreOptions, maxEntries int64) *restorer {
-	return &restorer{
+	s := &restorer{
 		repository: r, target: t, meter: newMeter(options.Progress), workers: r.options.Concurrency,
 		reader: newPackReader(r), hashers: newHasherPool(), plan: &plan{}, maxEntries: maxEntries, have: map[int32][]bool{},
 		wrote: options.wrote,
 	}
+	if options.StateFile != "" {
+		s.state = r.newStateWriter(options.StateFile, nil)
+	}
+	return s
 }
 
 func (s *restorer) run(ctx context.Context, stored *storedSnapshot, path string) error {
 	if err := s.planSnapshot(ctx, stored, path); err != nil {
 		return err
+	}
+	if s.state != nil {
+		s.witness = newWitness(s.plan)
 	}
 	s.meter.total(s.plan.files, s.plan.bytes)
 	if s.target.resumed {
@@ -121,7 +134,10 @@ func (s *restorer) run(ctx context.Context, stored *storedSnapshot, path string)
 	if err := s.eachDir(ctx, 0, int32(len(s.plan.dirs)), nil, s.finishIn); err != nil {
 		return err
 	}
-	return s.finishDirs(ctx)
+	if err := s.finishDirs(ctx); err != nil {
+		return err
+	}
+	return s.noteState(ctx)
 }
 
 // planSnapshot reads all trees that are needed before anything is created.
@@ -140,6 +156,7 @@ func (s *restorer) planSnapshot(ctx context.Context, stored *storedSnapshot, pat
 			m := metadataOf(found.node)
 			s.plan.rootMeta = &m
 		}
+		s.tree = found.tree
 		if found.path == "" {
 			p.expect(stored.Summary)
 		}

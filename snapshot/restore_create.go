@@ -61,7 +61,7 @@ func (s *restorer) createIn(number int32, dir *targetDir, home []int32) error {
 			}
 		case kindFile:
 			if _, kept := s.have[i]; !kept && home[i] == noHome {
-				err = s.createFile(dir, entry)
+				err = s.createFile(dir, i)
 			}
 		default:
 			err = s.createSpecial(dir, entry)
@@ -74,12 +74,15 @@ func (s *restorer) createIn(number int32, dir *targetDir, home []int32) error {
 }
 
 // createFile makes a file that reads as zeros in its whole length; one without content is then complete.
-func (s *restorer) createFile(dir *targetDir, entry *plannedEntry) error {
+func (s *restorer) createFile(dir *targetDir, number int32) error {
+	entry := &s.plan.entries[number]
 	fd, err := dir.createFile(entry.name, 0o600)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	if entry.size == 0 || !s.witness.lease(fd) || !s.witness.hold(number, fd) {
+		defer unix.Close(fd)
+	}
 	if entry.size == 0 {
 		return s.finishFile(dir, fd, entry)
 	}

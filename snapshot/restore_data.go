@@ -61,8 +61,9 @@ func (s *restorer) writeData(ctx context.Context, l *layout) error {
 	})
 	for range s.workers {
 		group.Go(func() error {
-			w := &contentWriter{restorer: s, opener: blobOpener{repository: s.repository}, home: l.home}
+			w := &contentWriter{restorer: s, opener: blobOpener{repository: s.repository}, home: l.home, complete: s.newStateQueue()}
 			defer w.leave()
+			defer w.complete.close()
 			for task := range tasks {
 				if err := w.write(groupContext, &task); err != nil {
 					return err
@@ -71,7 +72,7 @@ func (s *restorer) writeData(ctx context.Context, l *layout) error {
 					window.Release(min(task.batch.stored, windowBytes))
 				}
 			}
-			return nil
+			return w.complete.drain(groupContext)
 		})
 	}
 	if err := group.Wait(); err != nil {

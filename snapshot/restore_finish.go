@@ -65,10 +65,11 @@ func (s *restorer) finishIn(number int32, dir *targetDir) error {
 		made++
 		path := dir.join(entry.name)
 		if entry.kind == kindFile && entry.sameAs < 0 && !entry.finished {
-			if err := s.finishMended(dir, entry); err != nil {
+			if err := s.finishMended(dir, i); err != nil {
 				return err
 			}
 		}
+		s.witness.complete(i)
 		var stat unix.Stat_t
 		if err := fstatat(dir.fd, entry.name, &stat); err != nil {
 			return localError("looking at the restored", path, err)
@@ -93,7 +94,11 @@ func (s *restorer) finishIn(number int32, dir *targetDir) error {
 	return nil
 }
 
-func (s *restorer) finishMended(dir *targetDir, entry *plannedEntry) error {
+func (s *restorer) finishMended(dir *targetDir, number int32) error {
+	entry := &s.plan.entries[number]
+	if fd, held := s.witness.descriptor(number); held {
+		return s.finishFile(dir, fd, entry)
+	}
 	fd, err := dir.openFile(entry.name, unix.O_RDONLY)
 	if err != nil {
 		return err

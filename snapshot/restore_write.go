@@ -14,6 +14,7 @@ type contentWriter struct {
 	opener   blobOpener
 	home     []int32
 	back     []byte // what was read back
+	complete leaseQueue
 
 	dir    *targetDir // the last one that something was written in
 	number int32
@@ -75,7 +76,11 @@ func (w *contentWriter) create(ctx context.Context, t *writeTask, number int32, 
 	if err != nil {
 		return err
 	}
+	leased := w.restorer.witness.lease(fd)
 	defer func() {
+		if fd < 0 {
+			return
+		}
 		if closeErr := unix.Close(fd); closeErr != nil && err == nil {
 			err = localError("closing", path, closeErr)
 		}
@@ -95,18 +100,37 @@ func (w *contentWriter) create(ctx context.Context, t *writeTask, number int32, 
 			return err
 		}
 	}
-	return w.restorer.finishFile(w.dir, fd, entry)
+	if err := w.restorer.finishFile(w.dir, fd, entry); err != nil || !leased {
+		return err
+	}
+	if _, linked := w.restorer.witness.linked[number]; linked {
+		if w.restorer.witness.hold(number, fd) {
+			fd = -1
+		}
+		return nil
+	}
+	open := fd
+	fd = -1
+	if err := w.complete.add(ctx, open, number); err != nil {
+		return localError("closing", path, err)
+	}
+	return nil
 }
 
 // mend writes blobs of a file that is there already.
 func (w *contentWriter) mend(ctx context.Context, t *writeTask, number int32, uses []useAt) (err error) {
 	entry := &w.restorer.plan.entries[number]
 	path := w.dir.join(entry.name)
-	fd, err := w.dir.openFile(entry.name, unix.O_RDWR)
-	if err != nil {
-		return err
+	fd, held := w.restorer.witness.descriptor(number)
+	if !held {
+		if fd, err = w.dir.openFile(entry.name, unix.O_RDWR); err != nil {
+			return err
+		}
 	}
 	defer func() {
+		if held {
+			return
+		}
 		if closeErr := unix.Close(fd); closeErr != nil && err == nil {
 			err = localError("closing", path, closeErr)
 		}

@@ -149,8 +149,11 @@ type RestoreOptions struct {
 	Path string
 	// Prepare, when set, is called with the finished and verified new directory before it is renamed into place; an
 	// error makes the restore fail with nothing changed.
-	Prepare  func(dir string) error
-	Progress func(Progress)
+	Prepare func(dir string) error
+	// StateFile is that of BackupOptions for the restored directory: it is written, so that the next backup reads only files
+	// that were changed since, although their inodes and times are new. Default: none.
+	StateFile string
+	Progress  func(Progress)
 
 	wrote func(path string) // called by tests after each write, before it is read back
 }

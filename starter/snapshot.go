@@ -31,11 +31,11 @@ func (p *program) snapshotCommand() *cli.Command {
 					outputFlag(),
 				}, stateFlags()...)...), Action: p.snapshotBackup},
 			{Name: "restore", Usage: "restore a snapshot into a new directory", ArgsUsage: "SNAPSHOT|latest",
-				Flags: repositoryFlags(
+				Flags: repositoryFlags(append([]cli.Flag{
 					&cli.StringFlag{Name: "target", Aliases: []string{"t"}, Usage: "the new `DIR`; it must not exist"},
 					&cli.StringFlag{Name: "path", Usage: "only this file or directory `PATH` of the snapshot"},
 					outputFlag(),
-				), Action: p.snapshotRestore},
+				}, stateFlags()...)...), Action: p.snapshotRestore},
 			{Name: "check", Usage: "check a repository", Flags: repositoryFlags(
 				&cli.BoolFlag{Name: "read-data", Usage: "read and verify every byte that is stored"},
 				outputFlag(),
@@ -158,8 +158,15 @@ func (p *program) snapshotRestore(c *cli.Context) error {
 		return err
 	}
 	defer repository.close()
+	// For backups of the new directory: they need not read what was verified just now.
+	state, err := stateFile(c, repository.ID(), "", target)
+	if err != nil {
+		return err
+	}
 	show := newProgress(p.stderr, p.stderrTerminal, p.now)
-	restored, err := repository.Restore(c.Context, given[0], target, snapshot.RestoreOptions{Path: c.String("path"), Progress: shown(show, "restoring")})
+	restored, err := repository.Restore(c.Context, given[0], target, snapshot.RestoreOptions{
+		Path: c.String("path"), StateFile: state, Progress: shown(show, "restoring"),
+	})
 	show.Close()
 	if err != nil {
 		return explainSnapshot(c.StringSlice("repo")[0], err)

@@ -1,54 +1,66 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"holdfast/snapshot"
 )
 
 // TestSnapshotStateFile: a backup remembers in the cache directory what the directory was, or where it is told to, or not
-// at all; never in the directory itself.
+// at all; never in the directory itself. A restore remembers for the backups of what it restored.
 func TestSnapshotStateFile(t *testing.T) {
-	home, repo := t.TempDir(), t.TempDir()
+	home, source := t.TempDir(), t.TempDir()
 	t.Setenv("HOME", home)
 	t.Setenv("XDG_CACHE_HOME", filepath.Join(home, "cache"))
-	remembered := func() int {
-		found, err := filepath.Glob(filepath.Join(home, "cache", "holdfast", "state", "*"))
-		if err != nil {
+	repository, password := filepath.Join(t.TempDir(), "r"), filepath.Join(t.TempDir(), "password")
+	for path, content := range map[string]string{password: "secret", filepath.Join(source, "file"): "content"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return len(found)
 	}
-	ids, with := repositoryOf(t, filepath.Join(repo, "r"), 2)
-	if remembered() != 1 || len(ids) != 2 {
-		t.Fatalf("two backups of one directory left %d state files", remembered())
-	}
-	source := t.TempDir()
-	run := func(code int, args ...string) {
+	run := func(code int, args ...string) (result snapshot.BackupResult) {
 		t.Helper()
-		if got := command(t, nil, with(append([]string{"snapshot", "backup"}, args...)...)...); got.code != code {
-			t.Fatalf("%v: exit code %d, not %d: %s", args, got.code, code, got.stderr)
+		p := newTestProgram(t, &fakeControl{})
+		args = append(append([]string{"snapshot"}, args...), "--repo", "file://"+repository, "--password-file", password, "-o", "json")
+		if got := p.run(args...); got != code {
+			t.Fatalf("%v: exit code %d, not %d: %s", args, got, code, p.errs.String())
+		}
+		if code == exitDone {
+			if err := json.Unmarshal(p.out.Bytes(), &result); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return result
+	}
+	remembered := func(want int) {
+		t.Helper()
+		found, err := filepath.Glob(filepath.Join(home, "cache", "holdfast", "state", "*"))
+		if err != nil || len(found) != want {
+			t.Fatalf("%d state files, not %d: %v %v", len(found), want, found, err)
 		}
 	}
-	run(exitDone, source, "--no-state-file")
 	chosen := filepath.Join(t.TempDir(), "chosen")
-	run(exitDone, source, "--state-file", chosen)
-	if remembered() != 1 {
-		t.Fatal("a backup that was told not to has remembered something")
-	}
+	first := run(exitDone, "backup", source, "--state-file", chosen)
 	if info, err := os.Stat(chosen); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("the chosen file: %v %v", info, err)
 	}
-	run(exitDone, source, "--host", "other")
-	run(exitDone, source)
-	if remembered() != 3 {
-		t.Fatalf("another directory, and another host, left %d state files", remembered())
+	run(exitDone, "backup", source, "--no-state-file")
+	remembered(0)
+	if again := run(exitDone, "backup", source); again.Tree != first.Tree {
+		t.Fatal("the snapshot depends on the state file")
 	}
-	run(exitUsage, source, "--state-file", filepath.Join(source, "state"))
-	run(exitUsage, source, "--state-file", filepath.Join(source, "missing", "state"))
-	run(exitUsage, source, "--state-file", chosen, "--no-state-file")
-	run(exitDone, home) // the cache directory is in it
-	if remembered() != 3 {
-		t.Fatal("a state file in the directory itself")
-	}
+	remembered(1)
+	restored := filepath.Join(t.TempDir(), "restored")
+	run(exitDone, "restore", "latest", "--target", restored)
+	remembered(2)
+	run(exitDone, "backup", restored) // with what the restore has left
+	remembered(2)
+	run(exitDone, "backup", home) // the cache directory is in it
+	remembered(2)
+	run(exitUsage, "backup", source, "--state-file", filepath.Join(source, "state"))
+	run(exitUsage, "backup", source, "--state-file", filepath.Join(source, "missing", "state"))
+	run(exitUsage, "backup", source, "--state-file", chosen, "--no-state-file")
 }

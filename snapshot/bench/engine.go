@@ -68,14 +68,15 @@ func engine(ctx context.Context, arguments []string, cost snapshot.KDFParameters
 		return err
 	}
 	defer func() { err = errors.Join(err, repository.Close()) }()
+	state := path + ".state" // as `holdfast snapshot` keeps one, and a node's agent
 	switch verb {
 	case "create":
 		return nil
 	case "backup":
-		_, err := backUp(ctx, repository, arguments[1])
+		_, err := backUp(ctx, repository, arguments[1], state)
 		return err
 	case "resident":
-		return resident(ctx, repository, arguments[1], os.Stdin, os.Stdout)
+		return resident(ctx, repository, arguments[1], state, os.Stdin, os.Stdout)
 	case "restore":
 		report, err := repository.Restore(ctx, "latest", arguments[1], snapshot.RestoreOptions{})
 		if err == nil && len(report.Warnings) > 0 {
@@ -93,8 +94,8 @@ func engine(ctx context.Context, arguments []string, cost snapshot.KDFParameters
 	}
 }
 
-func backUp(ctx context.Context, repository *snapshot.Repository, source string) (*snapshot.BackupResult, error) {
-	result, err := repository.Backup(ctx, source, snapshot.BackupOptions{})
+func backUp(ctx context.Context, repository *snapshot.Repository, source, state string) (*snapshot.BackupResult, error) {
+	result, err := repository.Backup(ctx, source, snapshot.BackupOptions{StateFile: state})
 	if err == nil && len(result.Omissions) > 0 {
 		err = fmt.Errorf("the backup left out %d entries, first %s: %s", len(result.Omissions), result.Omissions[0].Path, result.Omissions[0].Reason)
 	}
@@ -108,7 +109,7 @@ type residentAnswer struct {
 }
 
 // resident makes a backup for each line that it reads, in a repository that stays open.
-func resident(ctx context.Context, repository *snapshot.Repository, source string, in io.Reader, out io.Writer) error {
+func resident(ctx context.Context, repository *snapshot.Repository, source, state string, in io.Reader, out io.Writer) error {
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		before, err := usedCPU()
@@ -116,7 +117,7 @@ func resident(ctx context.Context, repository *snapshot.Repository, source strin
 			return err
 		}
 		began := time.Now()
-		if _, err := backUp(ctx, repository, source); err != nil {
+		if _, err := backUp(ctx, repository, source, state); err != nil {
 			return err
 		}
 		answer := residentAnswer{Wall: time.Since(began)}

@@ -71,7 +71,7 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 		}
 		result.Backup.Omitted, result.Omissions = omissions(made.Omissions)
 		result.Backup.Excluded, result.Excluded = made.Excluded.Total(), excluded(made.Excluded)
-		result.Unsettled = slices.ContainsFunc(made.Omissions, func(o snapshot.Omission) bool { return o.Kind == snapshot.OmissionChanged })
+		result.Unsettled = changedMeanwhile(made.Omissions)
 		return nil
 	})
 	return result, err
@@ -92,6 +92,12 @@ func omissions(found []snapshot.Omission) (int64, []workspace.Omission) {
 		}
 	}
 	return count, first
+}
+
+// changedMeanwhile says whether something changed each time that it was read, so that the snapshot may not have it as it is
+// although its stat records are the newest.
+func changedMeanwhile(found []snapshot.Omission) bool {
+	return slices.ContainsFunc(found, func(o snapshot.Omission) bool { return o.Kind == snapshot.OmissionChanged })
 }
 
 // excluded is what rules in the content left out, shortened for a message.

@@ -381,29 +381,17 @@ func TestBackupUnlessUnchanged(t *testing.T) {
 	typed(t, err, workspace.ErrorContentForeign)
 }
 
-// What is written to while it is read says so: an equal digest later would prove nothing.
-func TestBackupOfWhatIsWritten(t *testing.T) {
-	r := newRig(t, storage.PolicyAny)
-	target := r.started(1)
-	r.write(1, "growing", noise(1, 8<<20))
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		file, err := os.OpenFile(filepath.Join(r.content(1), "growing"), os.O_WRONLY|os.O_APPEND, 0)
-		for err == nil {
-			select {
-			case <-stop:
-				_ = file.Close() // the test is over
-				return
-			default:
-				_, err = file.WriteString("x")
-			}
-		}
-	}()
-	made, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "live"})
-	close(stop)
-	<-stopped
-	require.NoError(t, err)
-	require.True(t, made.Unsettled)
-	require.Equal(t, int64(1), made.Backup.Omitted)
+// What was written to while it was read makes a snapshot unsettled: an equal digest later would prove nothing.
+func TestChangedMeanwhile(t *testing.T) {
+	omission := func(kind snapshot.OmissionKind) snapshot.Omission { return snapshot.Omission{Path: "/a", Kind: kind} }
+	for name, test := range map[string]struct {
+		omissions []snapshot.Omission
+		want      bool
+	}{
+		"nothing left out":          {nil, false},
+		"a socket, a locked file":   {[]snapshot.Omission{omission(snapshot.OmissionUnsupported), omission(snapshot.OmissionUnreadable)}, false},
+		"written to among the rest": {[]snapshot.Omission{omission(snapshot.OmissionUnsupported), omission(snapshot.OmissionChanged)}, true},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, test.want, changedMeanwhile(test.omissions)) })
+	}
 }

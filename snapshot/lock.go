@@ -82,6 +82,9 @@ func (r *Repository) newLock(ctx context.Context, exclusive bool) *heldLock {
 // lock writes a non-exclusive lock file, and then looks for exclusive ones: of two programs that do so at the same time,
 // at least one sees the other.
 func (r *Repository) lock(ctx context.Context) (*heldLock, error) {
+	if r.mixed != nil {
+		return nil, r.mixed
+	}
 	h := r.newLock(ctx, false)
 	if err := h.renew(ctx); err != nil {
 		return nil, fmt.Errorf("locking the repository: %w", err)

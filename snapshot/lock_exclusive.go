@@ -19,6 +19,9 @@ const lockYield = 30 * time.Second
 // lockExclusive waits up to wait for all other locks to be gone, and then holds the only one. ErrLocked otherwise, also
 // for a lock that cannot be read; an error of a provider when not all of them can be listed and written.
 func (r *Repository) lockExclusive(ctx context.Context, wait time.Duration) (*heldLock, error) {
+	if r.mixed != nil {
+		return nil, r.mixed
+	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 200*time.Millisecond, 10*time.Second
 	h, err := retryFor(ctx, wait, pause, func() (*heldLock, error) { return r.tryExclusive(ctx) })

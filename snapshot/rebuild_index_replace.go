@@ -32,6 +32,9 @@ type maintenance struct {
 
 // beginMaintenance locks the repository for this program alone, unless it is a dry run, and looks at everything.
 func (r *Repository) beginMaintenance(ctx context.Context, dryRun bool, lockWait time.Duration) (*maintenance, error) {
+	if r.mixed != nil {
+		return nil, r.mixed
+	}
 	m := &maintenance{indexes: map[blobID]bool{}, r: &Repository{
 		store: r.store, options: r.options, log: r.log, config: r.config, keyName: r.keyName, box: r.box, codec: r.codec,
 		chunkerKey: r.chunkerKey, index: newMemoryIndex(), indexFiles: map[blobID]storedFile{}, indexDamaged: map[blobID]error{},

@@ -82,9 +82,6 @@ func RepairMirror(ctx context.Context, mirror *storage.Mirror, progress func(sto
 	return total, nil
 }
 
-// ErrOtherRepository means that stores which were named together hold different repositories. It is permanent.
-var ErrOtherRepository = errors.New("the stores hold different repositories")
-
 // sameRepository compares what every provider that has a config has there. Its name says nothing of its content, its size
 // is always the same, and not every listing has checksums.
 func sameRepository(ctx context.Context, mirror *storage.Mirror) error {

@@ -46,6 +46,7 @@ type Repository struct {
 	log     *slog.Logger
 	config  repositoryConfig
 	keyName string // the object under keys/ that the password opened
+	mixed   error  // that a provider holds another repository: nothing may be written
 	box     *envelope
 	codec   *codec
 	// chunkerKey decides where files are cut. It is derived from the master key, so that who sees only sizes of chunks
@@ -156,6 +157,12 @@ func openStore(ctx context.Context, s store, password []byte, options Options) (
 	}
 	r.keyName, r.box = opened.name, opened.box
 	r.remember(opened.name, opened.data)
+	if r.mixed, err = r.otherRepository(ctx, configs, opened); err != nil {
+		return nil, fmt.Errorf("opening the repository: %w", err)
+	}
+	if r.mixed != nil {
+		r.log.Warn("only what belongs to one of the repositories is read, and nothing is written", "error", r.mixed)
+	}
 	if err := r.deriveKeys(opened.master); err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ type openedKey struct {
 	data   []byte
 	master masterKey
 	box    *envelope
+	keys   listing // of all key files
 }
 
 // openKeys tries the password on every key file until accept takes the key. accept returns errUnauthentic for a key
@@ -37,6 +38,7 @@ func openKeys(ctx context.Context, s store, password []byte, accept func(*envelo
 		if err == nil {
 			err = accept(opened.box)
 			if err == nil {
+				opened.keys = keys
 				return opened, nil
 			}
 			err = fmt.Errorf("with key %s: %w", name, err)

@@ -147,7 +147,7 @@ func explainSnapshot(repo string, err error) error {
 	case errors.Is(err, snapshot.ErrLocked):
 		return fail(exitRefused, "%s: %w", repo, err).withSafe("nothing was changed").withMend("wait until the other program has ended; `restic unlock` removes the lock of one that died")
 	case errors.Is(err, snapshot.ErrOtherRepository):
-		return fail(exitRefused, "%w", err).withSafe("nothing was copied").withMend("name stores of one repository; a new copy begins in an empty directory or prefix")
+		return fail(exitRefused, "%w", err).withSafe("nothing was written").withMend("name stores of one repository; a new copy begins in an empty directory or prefix")
 	case errors.Is(err, snapshot.ErrDamaged), errors.Is(err, snapshot.ErrNotStoredWhole):
 		return fail(exitFailed, "%s: %w", repo, err).withSafe("what else is stored can still be read").
 			withMend("`holdfast snapshot check --read-data` names all that is damaged; `holdfast snapshot repair` copies it from another store, if one has it")

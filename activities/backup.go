@@ -21,10 +21,22 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 	var result workspace.BackupResult
 	progress := &meter{note: n.StorageNote}
 	target := input.Target
-	err := n.locked(ctx, target, progress.options(), func(ctx context.Context) error {
+	around := &hooks{node: n, target: target}
+	err := n.locked(ctx, target, progress.options(), func(ctx context.Context) (err error) {
 		content, _, err := n.Volumes.usable(target.WorkspaceID, target.Token) // invariant 5
 		if err != nil {
 			return err
+		}
+		if input.Kind == string(snapshot.Live) {
+			// Within the attempt: what a hook holds still is let go when the attempt ends, however it does.
+			defer func() {
+				if after := around.run(context.WithoutCancel(ctx), input.PostSnapshot); err == nil {
+					err = after // else the first failure decides whether it is tried again
+				}
+			}()
+			if err := around.run(ctx, input.PreSnapshot); err != nil {
+				return err
+			}
 		}
 		began := time.Now()
 		if input.UnlessStatDigest != "" && input.Kind == string(snapshot.Live) {
@@ -74,6 +86,7 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 		result.Unsettled = changedMeanwhile(made.Omissions)
 		return nil
 	})
+	result.Hooks = around.results
 	return result, err
 }
 

@@ -157,7 +157,7 @@ func TestBackupResumes(t *testing.T) {
 	for i := range 6 {
 		r.write(1, fmt.Sprintf("large-%d", i), noise(i, 1<<20))
 	}
-	require.NoError(t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target}))
+	require.NoError(t, r.halt(workspace.StopInstanceInput{Target: target}))
 	isPack := func(key string) bool { return strings.Contains(key, "/data/") }
 	isSnapshot := func(key string) bool { return strings.Contains(key, "/snapshots/") }
 	// It is cut at the last moment: all packs are stored, the snapshot is not.

@@ -306,7 +306,7 @@ func TestNewWorkNeedsALease(t *testing.T) {
 	transient(t, err)
 	// Stopping and backing up need none.
 	r.pass(time.Hour)
-	require.NoError(t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target}))
+	require.NoError(t, r.halt(workspace.StopInstanceInput{Target: target}))
 	_, err = run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "final"})
 	require.NoError(t, err)
 }
@@ -526,7 +526,7 @@ func TestOneOperationAtATime(t *testing.T) {
 		}
 	}
 	stopped := make(chan error, 1)
-	go func() { stopped <- runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target}) }()
+	go func() { stopped <- r.halt(workspace.StopInstanceInput{Target: target}) }()
 	<-entered
 	backedUp := make(chan error, 1)
 	go func() {

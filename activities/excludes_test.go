@@ -23,7 +23,7 @@ func TestExcludesAreTold(t *testing.T) {
 		r.write(1, fmt.Sprintf("logs/%02d.log", i), "x")
 	}
 	r.write(1, "build/out", "made again by a build")
-	require.NoError(t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target, GraceSeconds: 1}))
+	require.NoError(t, r.halt(workspace.StopInstanceInput{Target: target, GraceSeconds: 1}))
 	made, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "final"})
 	require.NoError(t, err)
 	const count = 1 + 2*workspace.MaxExclusions

@@ -53,6 +53,8 @@ type fakeEngine struct {
 	fail func(call, name string) error
 	// before is called at the begin of each call.
 	before func(call, name string)
+	// exec, when set, is what commands do.
+	exec func(ctx context.Context, spec engine.ExecSpec) (int, error)
 	// stuck makes Ready wait for its context.
 	stuck bool
 	specs map[string]engine.Spec
@@ -167,9 +169,12 @@ func (f *fakeEngine) Remove(_ context.Context, id string) error {
 	return nil
 }
 
-func (f *fakeEngine) Exec(_ context.Context, id string, spec engine.ExecSpec) (int, error) {
+func (f *fakeEngine) Exec(ctx context.Context, id string, spec engine.ExecSpec) (int, error) {
 	if err := f.enter("exec", id); err != nil {
 		return 0, err
+	}
+	if f.exec != nil {
+		return f.exec(ctx, spec)
 	}
 	_, err := fmt.Fprint(spec.Stdout, strings.Join(spec.Command, " "))
 	return 7, err
@@ -341,6 +346,13 @@ func runPlain[I any](r *rig, function func(context.Context, I) error, input I) e
 	return err
 }
 
+// halt runs StopInstance.
+func (r *rig) halt(input workspace.StopInstanceInput) error {
+	r.t.Helper()
+	_, err := run(r, r.node.StopInstance, input)
+	return err
+}
+
 // typed asserts that an activity failed for good with a type of the closed list.
 func typed(t *testing.T, err error, kind workspace.ErrorType) {
 	t.Helper()
@@ -427,7 +439,7 @@ func (r *rig) stopped(token uint64) workspace.RemoveInstanceInput {
 // finished stops, snapshots, verifies and commits an instance.
 func (r *rig) finished(target workspace.Target) workspace.RemoveInstanceInput {
 	r.t.Helper()
-	require.NoError(r.t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target, GraceSeconds: 1}))
+	require.NoError(r.t, r.halt(workspace.StopInstanceInput{Target: target, GraceSeconds: 1}))
 	made, err := run(r, r.node.Backup, workspace.BackupInput{Target: target, Kind: "final"})
 	require.NoError(r.t, err)
 	_, err = run(r, r.node.Verify, workspace.VerifyInput{Target: target, Snapshot: made.Backup.Snapshot})

@@ -102,11 +102,17 @@ func (n *Node) labels(target workspace.Target) map[string]string {
 	}
 }
 
-// StopInstance stops the container: nothing of it runs afterwards. One that is not there does not run.
-func (n *Node) StopInstance(ctx context.Context, input workspace.StopInstanceInput) error {
-	return n.locked(ctx, input.Target, pulse.Options{}, func(ctx context.Context) error {
+// StopInstance runs the pre-stop hook and stops the container: nothing of it runs afterwards. One that is not there does
+// not run. When the hook's failure is to keep it from being stopped, it runs on.
+func (n *Node) StopInstance(ctx context.Context, input workspace.StopInstanceInput) (workspace.StopInstanceResult, error) {
+	before := &hooks{node: n, target: input.Target}
+	err := n.locked(ctx, input.Target, pulse.Options{}, func(ctx context.Context) error {
+		if err := before.run(ctx, input.PreStop); err != nil {
+			return err
+		}
 		return n.halt(ctx, n.labels(input.Target), time.Duration(input.GraceSeconds)*time.Second)
 	})
+	return workspace.StopInstanceResult{Hooks: before.results}, err
 }
 
 // halt stops every instance that carries the labels.

@@ -70,10 +70,10 @@ func TestStartInstance(t *testing.T) {
 	require.Equal(t, map[string]string{engine.LabelWorkspace: id, engine.LabelToken: "1", engine.LabelNode: "node-1"}, spec.Labels)
 
 	for range 2 {
-		require.NoError(t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: target, GraceSeconds: 1}))
+		require.NoError(t, r.halt(workspace.StopInstanceInput{Target: target, GraceSeconds: 1}))
 		require.Equal(t, engine.StatusExited, r.engine.status(name))
 	}
-	require.NoError(t, runPlain(r, r.node.StopInstance, workspace.StopInstanceInput{Target: r.target(9)}), "what is not there does not run")
+	require.NoError(t, r.halt(workspace.StopInstanceInput{Target: r.target(9)}), "what is not there does not run")
 	_, err := run(r, r.node.StartInstance, input)
 	require.NoError(t, err)
 	require.Equal(t, engine.StatusRunning, r.engine.status(name))

@@ -83,8 +83,17 @@ func (c *Client) exec(ctx context.Context, verb Verb, request ExecRequest, strea
 
 // Logs writes the main process's output to w.
 func (c *Client) Logs(ctx context.Context, options engine.LogOptions, w io.Writer) error {
+	return c.logs(ctx, streamRequest{Logs: &options}, w)
+}
+
+// HookLog writes the end of what the instance's hooks printed to w.
+func (c *Client) HookLog(ctx context.Context, w io.Writer) error {
+	return c.logs(ctx, streamRequest{Logs: &engine.LogOptions{}, Hooks: true}, w)
+}
+
+func (c *Client) logs(ctx context.Context, request streamRequest, w io.Writer) error {
 	count := &countingWriter{w: orDiscard(w)}
-	end, err := c.call(ctx, VerbLogs, streamRequest{Logs: &options}, exchange{stdout: count})
+	end, err := c.call(ctx, VerbLogs, request, exchange{stdout: count})
 	if err == nil && end.Bytes != count.n {
 		err = fmt.Errorf("%w: %d of %d bytes arrived", ErrCut, count.n, end.Bytes)
 	}

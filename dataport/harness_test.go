@@ -37,6 +37,11 @@ func (h *fakeHost) Exec(ctx context.Context, c Claims, r ExecRequest, s Streams)
 	return h.exec(ctx, c, r, s)
 }
 
+func (h *fakeHost) HookLog(_ context.Context, c Claims, w io.Writer) error {
+	_, err := io.WriteString(w, "hooks of "+c.Name)
+	return err
+}
+
 func (h *fakeHost) Logs(ctx context.Context, c Claims, o engine.LogOptions, w io.Writer) error {
 	h.calls.Add(1)
 	return h.logs(ctx, c, o, w)

@@ -25,6 +25,9 @@ type Host interface {
 	// Logs writes the output of the instance's main process to w.
 	Logs(ctx context.Context, claims Claims, options engine.LogOptions, w io.Writer) error
 
+	// HookLog writes the end of what the instance's hooks printed.
+	HookLog(ctx context.Context, claims Claims, w io.Writer) error
+
 	// Download calls begin once, when it knows what it is going to give, and writes a tar stream to the writer that it
 	// returns. Returning nil says that the tar is complete.
 	Download(ctx context.Context, claims Claims, request DownloadRequest, begin BeginDownload) error

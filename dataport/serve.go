@@ -92,6 +92,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, verb Verb, err e
 type streamRequest struct {
 	Exec     *ExecRequest       `json:"exec,omitempty"`
 	Logs     *engine.LogOptions `json:"logs,omitempty"`
+	Hooks    bool               `json:"hooks,omitempty"` // with Logs: what the hooks printed instead
 	Download *DownloadRequest   `json:"download,omitempty"`
 }
 

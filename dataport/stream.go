@@ -132,7 +132,11 @@ func (s *stream) perform(ctx context.Context, request streamRequest) (outcome re
 		outcome.ExitCode, err = host.Exec(ctx, s.claims, *request.Exec, Streams{
 			Stdin: s.input, Stdout: out, Stderr: &dataWriter{conn: s.frames, kind: frameStderr}, Resize: s.resize})
 	case VerbLogs:
-		err = host.Logs(ctx, s.claims, *request.Logs, out)
+		if request.Hooks {
+			err = host.HookLog(ctx, s.claims, out)
+		} else {
+			err = host.Logs(ctx, s.claims, *request.Logs, out)
+		}
 		outcome.Bytes = out.sent.Load()
 	case VerbDownload:
 		err = s.download(ctx, *request.Download, out)

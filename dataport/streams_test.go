@@ -340,3 +340,12 @@ func TestInputBeyondCredit(t *testing.T) {
 		t.Fatal("it was not cut")
 	}
 }
+
+// What hooks printed comes through the verb of the logs.
+func TestHookLog(t *testing.T) {
+	h := start(t, &fakeHost{}, nil)
+	var out bytes.Buffer
+	require.NoError(t, h.client(VerbLogs).HookLog(context.Background(), &out))
+	require.Equal(t, "hooks of "+h.claims(VerbLogs).Name, out.String())
+	require.Error(t, h.client(VerbDownload).HookLog(context.Background(), &out))
+}

@@ -22,6 +22,7 @@ type dataClient interface {
 	Exec(ctx context.Context, request dataport.ExecRequest, streams dataport.Streams) (int, error)
 	Shell(ctx context.Context, request dataport.ExecRequest, streams dataport.Streams) (int, error)
 	Logs(ctx context.Context, options engine.LogOptions, w io.Writer) error
+	HookLog(ctx context.Context, w io.Writer) error
 	Download(ctx context.Context, request dataport.DownloadRequest, begin dataport.BeginDownload) error
 	Upload(ctx context.Context, r io.Reader) (dataport.UploadResult, error)
 }
@@ -41,6 +42,7 @@ func (p *program) accessCommands() []*cli.Command {
 			Flags: []cli.Flag{
 				&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on as more is printed"},
 				&cli.IntFlag{Name: "tail", Usage: "only the last `N` lines"},
+				&cli.BoolFlag{Name: "hooks", Usage: "the end of what its hooks printed instead, while its node has it"},
 			}, Action: p.logs},
 		{Name: "download", Usage: "fetch a workspace's content as a tar stream, in every state", ArgsUsage: "NAME",
 			Flags: []cli.Flag{
@@ -182,11 +184,19 @@ func (p *program) logs(c *cli.Context) error {
 	if c.Int("tail") < 0 {
 		return usage("--tail %d: want 0 (all) or more lines", c.Int("tail"))
 	}
+	if c.Bool("hooks") && (c.Bool("follow") || c.IsSet("tail")) {
+		return usage("--hooks excludes --follow and --tail: it is the end of what the hooks printed")
+	}
 	return p.withControl(c, func(ctx context.Context, control control, s settings) error {
 		input := workspace.AccessInput{Name: name, Verb: workspace.VerbLogs, Subject: s.Owner}
 		return p.throughGrants(ctx, control, input, func(_ workspace.Grant, client dataClient) (bool, error) {
 			out := &countingWriter{w: p.stdout}
-			err := client.Logs(ctx, engine.LogOptions{Follow: c.Bool("follow"), Tail: c.Int("tail")}, out)
+			var err error
+			if c.Bool("hooks") {
+				err = client.HookLog(ctx, out)
+			} else {
+				err = client.Logs(ctx, engine.LogOptions{Follow: c.Bool("follow"), Tail: c.Int("tail")}, out)
+			}
 			if err != nil && errWasInterrupted(ctx) {
 				return true, nil // Ctrl-C is how one stops following
 			}

@@ -146,6 +146,14 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+func TestHookLogs(t *testing.T) {
+	p := newTestProgram(t, &fakeControl{grants: grants("n1")})
+	p.ports["n1"] = &fakeDataPort{content: "line\n"}
+	if code := p.run("logs", "web", "--hooks"); code != exitDone || p.out.String() != "--- the hook\n" {
+		t.Errorf("exit code %d, %q", code, p.out.String())
+	}
+}
+
 func TestUpload(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "a"), []byte("content"), 0o640); err != nil {

@@ -143,6 +143,11 @@ func (f *fakeDataPort) Shell(ctx context.Context, request dataport.ExecRequest, 
 	return f.Exec(ctx, request, streams)
 }
 
+func (f *fakeDataPort) HookLog(_ context.Context, w io.Writer) error {
+	_, err := io.WriteString(w, "--- the hook\n")
+	return err
+}
+
 func (f *fakeDataPort) Logs(_ context.Context, _ engine.LogOptions, w io.Writer) error {
 	io.WriteString(w, f.content)
 	return f.err

@@ -33,10 +33,12 @@ func (p *program) workspaceCommands() []*cli.Command {
 		},
 		{
 			Name: "stop", Usage: "stop a workspace through a verified backup", ArgsUsage: "NAME",
-			Flags: following(&cli.StringFlag{Name: "accept-omissions", Usage: "accept what this `SNAPSHOT` does not hold, so that the node may drop its copy"}),
+			Flags: following(
+				&cli.StringFlag{Name: "accept-omissions", Usage: "accept what this `SNAPSHOT` does not hold, so that the node may drop its copy"},
+				&cli.BoolFlag{Name: "skip-hooks", Usage: "do not run its pre-stop hook, such as one that keeps failing"}),
 			Action: p.updating(workspace.UpdateStop, func(c *cli.Context, subject, _ string) (any, error) {
 				accepted := c.String("accept-omissions")
-				return workspace.StopRequest{Subject: subject, AcceptOmissions: accepted}, checkSnapshotFlag("accept-omissions", accepted)
+				return workspace.StopRequest{Subject: subject, AcceptOmissions: accepted, SkipHooks: c.Bool("skip-hooks")}, checkSnapshotFlag("accept-omissions", accepted)
 			}),
 		},
 		{

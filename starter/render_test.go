@@ -84,6 +84,8 @@ func runningState() workspace.State {
 	state.Kept, state.Block, state.Recent = nil, nil, nil
 	state.Instance = &workspace.Instance{Token: 2, Node: "node-1", Began: testNow.Add(-3 * time.Hour), Container: "c0ffee"}
 	state.Head.Time = testNow.Add(-70 * time.Minute)
+	state.Spec.Hooks = []workspace.Hook{{When: workspace.HookPreStop, Command: "./save.sh"}, {When: workspace.HookPreSnapshot, Command: "psql -c CHECKPOINT", TimeoutSeconds: 60, OnError: workspace.HookFail}}
+	state.Hooks = []workspace.HookResult{{When: workspace.HookPreSnapshot, Time: testNow.Add(-3 * time.Minute), Outcome: workspace.HookFailed, ExitCode: 2, TookMillis: 1234}}
 	state.Protection = &workspace.Protection{
 		Token: 2, Snapshot: snapshotA, Time: testNow.Add(-20 * time.Minute), Unchanged: true, TookMillis: 11_400, Due: testNow.Add(93 * time.Second),
 		Failures: 3, LastFailure: &workspace.SnapshotFailure{Time: testNow.Add(-3 * time.Minute), Step: workspace.StepBackup,

@@ -26,8 +26,8 @@ type startPlan struct {
 	// describes is set when flags say what the workspace is made of, which only a new one takes (and an image any).
 	describes []string
 	image     bool
-	// policies is set when flags change how it is looked after, which a stopped one takes too.
-	policies bool
+	// policies are how flags change the way it is looked after, which a stopped one takes too.
+	policies []func(*workspace.Spec)
 	fromDir  string // absolute
 }
 
@@ -40,6 +40,8 @@ func startFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "env", Usage: "environment `NAME=VALUE`, or NAME to take it from here; repeatable"},
 		&cli.StringSliceFlag{Name: "env-file", Usage: "read environment from `FILE` (NAME=VALUE lines); repeatable"},
 		&cli.StringFlag{Name: flagSnapshotEvery, Usage: "snapshot it this often while it runs: a `TIME` from 10s to 24h, or off (default: 5m; a stopped one keeps what it has)"},
+		&cli.StringSliceFlag{Name: flagHook, Usage: "run COMMAND in it at a point: `WHEN[,timeout=30s][,on-error=continue|fail]:COMMAND`, WHEN one of pre-stop, pre-snapshot, post-snapshot; repeatable; none takes all away"},
+		&cli.DurationFlag{Name: flagStopGrace, Usage: "`TIME` from SIGTERM to SIGKILL when it is stopped (default: 10s)"},
 		&cli.StringFlag{Name: "volume-size", Usage: "room that the node must have, such as `10GB`"},
 		&cli.StringFlag{Name: "node", Usage: "only on this `NODE`"},
 		&cli.StringFlag{Name: "not-node", Usage: "not on this `NODE` (to move a workspace: stop, then start)"},
@@ -90,23 +92,6 @@ func planStart(c *cli.Context, s settings, lookup func(string) (string, bool)) (
 		return plan, usage("%w", err)
 	}
 	return plan, nil
-}
-
-// readPolicies reads how the workspace is to be looked after; settings hold the deployment's defaults for new ones.
-func (plan *startPlan) readPolicies(c *cli.Context, s settings) error {
-	text, where := s.SnapshotEvery, "snapshot_every"
-	if c.IsSet(flagSnapshotEvery) {
-		text, where, plan.policies = c.String(flagSnapshotEvery), "--"+flagSnapshotEvery, true
-	}
-	if text == "" && !plan.policies {
-		return nil
-	}
-	policy, err := workspace.ParseSnapshotEvery(text)
-	if err != nil {
-		return usage("%s: %w", where, err)
-	}
-	plan.spec.Snapshots = policy
-	return nil
 }
 
 func (plan *startPlan) readSource(c *cli.Context) error {
@@ -292,7 +277,7 @@ func (plan *startPlan) adapt(name string, existing *workspace.State) error {
 		}
 		// A first start that failed is tried again as it was asked for; half of a new description would quietly drop
 		// where the content was to come from.
-		described := len(plan.describes) > 0 || plan.image || plan.policies
+		described := len(plan.describes) > 0 || plan.image || len(plan.policies) > 0
 		switch {
 		case existing.Source.Kind == workspace.SourceUpload, existing.Source.Kind != workspace.SourceEmpty && described:
 			return fail(exitRefused, "workspace %q has not got its first content yet, which was to come from %s", name, existing.Source.Describe).
@@ -308,13 +293,13 @@ func (plan *startPlan) adapt(name string, existing *workspace.State) error {
 			withSafe("nothing was changed").
 			withMend("start it without, or make a new one with `holdfast start OTHER --from-snapshot %s`", name)
 	}
-	if plan.image || plan.policies {
+	if plan.image || len(plan.policies) > 0 {
 		spec := existing.Spec
 		if plan.image {
 			spec.Image = plan.spec.Image
 		}
-		if plan.policies {
-			spec.Snapshots = plan.spec.Snapshots
+		for _, change := range plan.policies {
+			change(&spec)
 		}
 		plan.request.Spec = &spec
 	}

@@ -29,6 +29,8 @@ func TestStartRequests(t *testing.T) {
 	local := workspace.Volume{Kind: workspace.VolumeLocal}
 	existing := workspace.State{Name: "web", Phase: workspace.Stopped, Spec: workspace.Spec{Image: "old", Volume: workspace.Volume{Kind: workspace.VolumeLocal, SizeBytes: 7}, Environment: []string{"A"}}}
 	failedFirst := workspace.State{Name: "web", Phase: workspace.Pending, Incomplete: true, Source: workspace.Source{Kind: workspace.SourceGit, Describe: "https://x/y"}}
+	hooked := workspace.State{Name: "web", Phase: workspace.Stopped, Spec: workspace.Spec{Image: "old", Volume: local, Snapshots: workspace.SnapshotPolicy{Off: true},
+		Hooks: []workspace.Hook{{When: workspace.HookPreStop, Command: "./save.sh"}}}}
 	cases := []struct {
 		name    string
 		args    string
@@ -61,6 +63,12 @@ func TestStartRequests(t *testing.T) {
 			workspace.StartRequest{Spec: &workspace.Spec{Volume: local, Snapshots: workspace.SnapshotPolicy{Off: true}}}, workspace.Secrets{}},
 		{"again with another interval", "--snapshot-every 1h", &existing,
 			workspace.StartRequest{Spec: &workspace.Spec{Image: "old", Volume: existing.Spec.Volume, Environment: []string{"A"}, Snapshots: workspace.SnapshotPolicy{EverySeconds: 3600}}}, workspace.Secrets{}},
+		{"a grace", "--stop-grace 90s", nil, workspace.StartRequest{Spec: &workspace.Spec{Volume: local, StopGraceSeconds: 90}}, workspace.Secrets{}},
+		{"hooks", "--hook pre-stop:./save.sh --hook pre-snapshot,timeout=1m,on-error=fail:sync", nil,
+			workspace.StartRequest{Spec: &workspace.Spec{Volume: local, Hooks: []workspace.Hook{
+				{When: workspace.HookPreStop, Command: "./save.sh"}, {When: workspace.HookPreSnapshot, Command: "sync", TimeoutSeconds: 60, OnError: workspace.HookFail}}}}, workspace.Secrets{}},
+		{"again without hooks", "--hook none", &hooked,
+			workspace.StartRequest{Spec: &workspace.Spec{Image: "old", Volume: local, Snapshots: workspace.SnapshotPolicy{Off: true}}}, workspace.Secrets{}},
 		{"a first start that failed, again", "", &failedFirst, workspace.StartRequest{Source: failedFirst.Source}, workspace.Secrets{}},
 		{"a deleted name", "", &workspace.State{Phase: workspace.Deleted}, workspace.StartRequest{Spec: &workspace.Spec{Volume: local}}, workspace.Secrets{}},
 	}
@@ -137,6 +145,11 @@ func TestBadInput(t *testing.T) {
 		{"start web --snapshot-every often", nil, exitUsage, "want a time such as 5m"},
 		{"start web --snapshot-every 0s", nil, exitUsage, "want 10s to 24h, or off"},
 		{"start web --snapshot-every 48h", nil, exitUsage, "want 10s to 24h, or off"},
+		{"start web --hook pre-stop", nil, exitUsage, "want WHEN"},
+		{"start web --hook pre-stop:a --hook pre-stop:b", nil, exitUsage, "given twice"},
+		{"start web --hook pre-stop,timeout=1h:a", nil, exitUsage, "1s to 5m"},
+		{"start web --stop-grace 2h", nil, exitUsage, "1s to 1h"},
+		{"logs web --hooks --follow", nil, exitUsage, "--hooks excludes"},
 		{"start web --node N", nil, exitUsage, "--node"},
 		{"start web --node n --not-node n", nil, exitUsage, "both name"},
 		{"start web --accept-version 12", nil, exitUsage, "four at least"},

@@ -50,7 +50,6 @@ const (
 	flagGCSEndpoint       = "gcs-endpoint"
 	flagCAFile            = "ca-file"
 	flagOwner             = "owner"
-	flagSnapshotEvery     = "snapshot-every"
 	flagTemporalAddress   = "temporal-address"
 	flagTemporalNamespace = "temporal-namespace"
 	flagTemporalProfile   = "temporal-profile"

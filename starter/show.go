@@ -213,6 +213,14 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 		}
 	}
 	renderRecoveryPoint(w, workspace.RecoveryPointOf(state, now), now)
+	for i, hook := range state.Spec.Hooks {
+		name := "hooks"
+		if i > 0 {
+			name = ""
+		}
+		plain(name, "%s, at most %s, on error %s: %s", hook.When, hook.Timeout(), orDefault(hook.OnError, workspace.HookContinue), hook.Command)
+	}
+	renderHooks(w, state.Name, state.Hooks, now)
 	if operation := state.Operation; operation != nil {
 		plain("doing", "%s: %s, since %s", operation.Kind, operation.Step, moment(operation.Began))
 	}
@@ -250,6 +258,29 @@ func renderRecoveryPoint(w io.Writer, point *workspace.RecoveryPoint, now time.T
 	if failed := point.Failed(now); failed != "" {
 		writeField(w, "", "last snapshot: "+failed+"\n"+innermost(point.LastFailure.Error))
 	}
+}
+
+// renderHooks says how hooks ended the last time.
+func renderHooks(w io.Writer, workspaceName string, results []workspace.HookResult, now time.Time) {
+	failed := false
+	for i, result := range results {
+		name := "last hooks"
+		if i > 0 {
+			name = ""
+		}
+		writeField(w, name, fmt.Sprintf("%s, %s ago", result.Words(), age(result.Time, now)))
+		failed = failed || result.Failed()
+	}
+	if failed {
+		writeField(w, "", "`holdfast logs "+workspaceName+" --hooks` shows what they printed, while the node has it")
+	}
+}
+
+func orDefault(text, fallback string) string {
+	if text == "" {
+		return fallback
+	}
+	return text
 }
 
 // fieldWidth is where values begin.
@@ -335,6 +366,7 @@ func renderExplanation(w io.Writer, e workspace.Explanation, now time.Time, colo
 	}
 	writeField(w, "so far", e.Far)
 	renderRecoveryPoint(w, e.RecoveryPoint, now)
+	renderHooks(w, e.Name, e.FailedHooks, now)
 	for i, line := range e.Safe {
 		name := "safe"
 		if i > 0 {

@@ -86,3 +86,59 @@ func TestSnapshotsWhileRunning(t *testing.T) {
 	require.True(t, holds("third")())
 	require.Nil(t, showPoint(t, s, "web").RecoveryPoint)
 }
+
+// TestHooks is A17 with a real engine: hooks run where the person works, what they write is in the snapshot, one that
+// hangs holds nothing up beyond its timeout, one that is to end a stop does, and what they print is for the person alone.
+func TestHooks(t *testing.T) {
+	t.Parallel()
+	for _, engine := range []string{"process", "docker"} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			s := newStack(t, "any", engine)
+			must(t, s, 0, nil, "start", "web", "--stop-grace", "2s",
+				"--hook", "pre-snapshot,timeout=20s:echo flushed > flushed; echo $((6*7))-printed",
+				"--hook", "post-snapshot,timeout=1s:echo thawing; sleep 600",
+				"--hook", "pre-stop,timeout=20s,on-error=fail:echo saving; test -e allowed && echo saved > saved")
+			backup := must(t, s, 0, []string{"is backed up"}, "backup", "web")
+			require.Less(t, backup.took, patience)
+			state := show(t, s, "web")
+			require.Equal(t, int64(1), state.Head.Files)
+			require.Len(t, state.Hooks, 2)
+			require.Equal(t, workspace.HookDone, state.Hooks[0].Outcome)
+			require.Equal(t, workspace.HookTimedOut, state.Hooks[1].Outcome, "%+v", state.Hooks)
+			must(t, s, 0, []string{"did not end in time", "logs web --hooks"}, "why", "web")
+			log := must(t, s, 0, nil, "logs", "web", "--hooks").stdout
+			require.Contains(t, log, "42-printed")
+			require.Contains(t, log, "thawing")
+
+			// It runs on, until the person mends the hook; nothing was touched.
+			must(t, s, 4, []string{"runs on", "pre-stop hook ended with status 1", "--skip-hooks"}, "stop", "web")
+			require.Equal(t, workspace.Running, show(t, s, "web").Phase)
+
+			// A program that ignores SIGTERM is killed after its grace, and what it wrote until then is backed up.
+			must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "touch allowed; (trap '' TERM HUP; while :; do date +%s%N > beat; sleep 0.05; done) </dev/null >/dev/null 2>&1 &")
+			_, content := contentDir(t, s, "web")
+			waitFor(t, "the program works", patience, func() bool { _, err := os.Stat(filepath.Join(content, "beat")); return err == nil })
+			must(t, s, 0, []string{"is stopped"}, "stop", "web")
+			stopped := show(t, s, "web")
+			require.Equal(t, workspace.Stopped, stopped.Phase)
+			require.Nil(t, stopped.Kept)
+			require.Equal(t, "final", stopped.Head.Kind)
+			require.Equal(t, int64(4), stopped.Head.Files, "flushed, allowed, saved by the hook, and what the program wrote last")
+			require.Equal(t, workspace.HookDone, stopped.Hooks[2].Outcome)
+
+			// A stop without the hook.
+			must(t, s, 0, nil, "start", "web")
+			must(t, s, 0, nil, "exec", "web", "--", "rm", "allowed")
+			must(t, s, 0, []string{"is stopped"}, "stop", "web", "--skip-hooks")
+
+			// A15: what a hook prints is in no state, and so in no history, and in no log.
+			require.NotContains(t, must(t, s, 0, nil, "show", "web", "-o", "json").stdout, "42-printed")
+			for _, node := range s.Nodes() {
+				log, err := os.ReadFile(node.LogFile())
+				require.NoError(t, err)
+				require.NotContains(t, string(log), "42-printed")
+			}
+		})
+	}
+}

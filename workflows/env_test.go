@@ -61,6 +61,9 @@ type world struct {
 	brake workspace.Brake
 	// clock, when set, gives snapshots their time.
 	clock func() time.Time
+	// preStop and preSnapshot are what the activity at work was given; hooks counts how often each has run.
+	preStop, preSnapshot *workspace.Hook
+	hooks                map[workspace.HookPoint]int64
 	// newestContent is what the person last had: it must exist somewhere at every step.
 	newestContent string
 }
@@ -82,7 +85,7 @@ func newWorld(t *testing.T) *world {
 func emptyWorld(t *testing.T) *world {
 	return &world{
 		t: t, attempts: map[string]int{},
-		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{},
+		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, hooks: map[workspace.HookPoint]int64{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{},
 		nodes: map[string]workspace.NodeState{
 			nodeOne: {Info: workspace.NodeInfo{Name: nodeOne}, Phase: workspace.NodeReady, Epoch: 1},
 			nodeTwo: {Info: workspace.NodeInfo{Name: nodeTwo}, Phase: workspace.NodeReady, Epoch: 1},
@@ -136,6 +139,23 @@ func doOn[R any](w *world, node, name string, effect func() (R, error)) (R, erro
 		return *new(R), temporal.NewApplicationErrorWithOptions("no agent takes it", "", temporal.ApplicationErrorOptions{NextRetryDelay: time.Hour})
 	}
 	return do(w, name, effect)
+}
+
+func (w *world) noteHooks(preStop, preSnapshot *workspace.Hook) {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	w.preStop, w.preSnapshot = preStop, preSnapshot
+}
+
+// hooksDone are hooks that went well; how long each took is how often it has run.
+func (w *world) hooksDone(hooks ...*workspace.Hook) (results []workspace.HookResult) {
+	for _, hook := range hooks {
+		if hook != nil {
+			w.hooks[hook.When]++
+			results = append(results, workspace.HookResult{When: hook.When, Outcome: workspace.HookDone, TookMillis: w.hooks[hook.When]})
+		}
+	}
+	return results
 }
 
 func (w *world) unheard(ctx context.Context, activity string) {
@@ -249,15 +269,16 @@ func (w *world) register(registry activityRegistry) {
 			return workspace.StartInstanceResult{Container: "container"}, nil
 		})
 	})
-	add(workspace.ActivityStopInstance, func(_ context.Context, input workspace.StopInstanceInput) error {
-		_, err := doOn(w, input.Target.Node, workspace.ActivityStopInstance, func() (any, error) {
+	add(workspace.ActivityStopInstance, func(_ context.Context, input workspace.StopInstanceInput) (workspace.StopInstanceResult, error) {
+		w.noteHooks(input.PreStop, nil)
+		return doOn(w, input.Target.Node, workspace.ActivityStopInstance, func() (workspace.StopInstanceResult, error) {
 			w.runs[place(input.Target)] = false
-			return nil, nil
+			return workspace.StopInstanceResult{Hooks: w.hooksDone(input.PreStop)}, nil
 		})
-		return err
 	})
 	add(workspace.ActivityBackup, func(ctx context.Context, input workspace.BackupInput) (workspace.BackupResult, error) {
 		w.unheard(ctx, workspace.ActivityBackup)
+		w.noteHooks(nil, input.PreSnapshot)
 		return doOn(w, input.Target.Node, workspace.ActivityBackup, func() (workspace.BackupResult, error) {
 			w.next++
 			id := fmt.Sprintf("%064d", w.next)
@@ -270,7 +291,7 @@ func (w *world) register(registry activityRegistry) {
 			}
 			if input.UnlessStatDigest == "digest of "+held {
 				w.unchanged++
-				return workspace.BackupResult{Unchanged: true, Time: time.Unix(1000, 0).UTC()}, nil
+				return workspace.BackupResult{Unchanged: true, Time: time.Unix(1000, 0).UTC(), Hooks: w.hooksDone(input.PreSnapshot, input.PostSnapshot)}, nil
 			}
 			w.versions[id] = held
 			taken := time.Unix(1000, 0).UTC()
@@ -279,6 +300,7 @@ func (w *world) register(registry activityRegistry) {
 			}
 			return workspace.BackupResult{
 				Backup: workspace.Backup{Snapshot: id, Files: 1, Omitted: w.omitted}, Time: taken, StatDigest: "digest of " + held, Unsettled: w.unsettled,
+				Hooks: w.hooksDone(input.PreSnapshot, input.PostSnapshot),
 			}, nil
 		})
 	})

@@ -23,7 +23,7 @@ func everyError() map[string]error {
 		workspace.ErrorStoreMissing, workspace.ErrorStoreDenied, workspace.ErrorStoreFull, workspace.ErrorWrongKey, workspace.ErrorDamaged,
 		workspace.ErrorSnapshotMissing, workspace.ErrorContentMissing, workspace.ErrorContentForeign, workspace.ErrorContentChanged,
 		workspace.ErrorDiskFull, workspace.ErrorUploadMissing, workspace.ErrorSource, workspace.ErrorNotStored, workspace.ErrorOmissions,
-		workspace.ErrorRefused, workspace.ErrorNodeLost,
+		workspace.ErrorRefused, workspace.ErrorNodeLost, workspace.ErrorHookFailed,
 	} {
 		all[string(kind)] = permanent(kind, "injected "+string(kind))
 	}
@@ -38,7 +38,7 @@ var everyActivity = []string{
 }
 
 // lives are the workspaces that everything happens to: one that only commands act on, and one that a timer snapshots.
-var lives = map[string]workspace.StartRequest{"commands": start(), "timed": startEvery(20 * time.Minute)}
+var lives = map[string]workspace.StartRequest{"commands": start(), "timed": hooked(startEvery(20 * time.Minute))}
 
 // life starts and stops a workspace twice, and once more at the end when nothing fails any more. There is work between
 // two snapshots, and none.

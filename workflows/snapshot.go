@@ -51,6 +51,9 @@ func (w *entity) snapshot(ctx workflow.Context, target workspace.Target, how cap
 	for again := time.Second; ; again = min(2*again, slowest) {
 		began := workflow.Now(ctx)
 		input := workspace.BackupInput{Target: target, Kind: how.kind}
+		if how.kind == "live" {
+			input.PreSnapshot, input.PostSnapshot = w.state.Spec.Hook(workspace.HookPreSnapshot), w.state.Spec.Hook(workspace.HookPostSnapshot)
+		}
 		if how.timed {
 			input.UnlessStatDigest = w.protection().StatDigest
 		}
@@ -58,8 +61,10 @@ func (w *entity) snapshot(ctx workflow.Context, target workspace.Target, how cap
 		var result workspace.BackupResult
 		if err := workflow.ExecuteActivity(how.reading(ctx, target.Node, "back up, "+how.kind, backupAttempt),
 			workspace.ActivityBackup, input).Get(ctx, &result); err != nil {
+			w.noteFailedHook(err)
 			return workspace.Commit{}, nil, nil, err
 		}
+		w.noteHooks(result.Hooks)
 		if result.Unchanged {
 			w.protection().Time, w.protection().Unchanged = began, true
 			return workspace.Commit{}, nil, nil, errUnchanged

@@ -29,7 +29,7 @@ func (w *entity) start(ctx workflow.Context, request *workspace.StartRequest) er
 		if request.Spec.Image != "" {
 			w.state.Spec.Image = request.Spec.Image
 		}
-		w.state.Spec.Snapshots = request.Spec.Snapshots
+		w.state.Spec.Snapshots, w.state.Spec.Hooks, w.state.Spec.StopGraceSeconds = request.Spec.Snapshots, request.Spec.Hooks, request.Spec.StopGraceSeconds
 	}
 	plan := launch{only: request.Node, exclude: request.NotNode}
 	if request.AcceptVersion != "" && w.state.Kept != nil {

@@ -47,10 +47,17 @@ func (w *entity) stop(ctx workflow.Context, request *workspace.StopRequest) erro
 		grace = 10
 	}
 	w.step(ctx, workspace.StepHalt, "")
-	if err := workflow.ExecuteActivity(onNode(ctx, target.Node, "stop the instance", haltAttempt, priorityStop),
-		workspace.ActivityStopInstance, workspace.StopInstanceInput{Target: target, GraceSeconds: grace}).Get(ctx, nil); err != nil {
+	var halted workspace.StopInstanceResult
+	err := workflow.ExecuteActivity(onNode(ctx, target.Node, "stop the instance", haltAttempt, priorityStop), workspace.ActivityStopInstance,
+		workspace.StopInstanceInput{Target: target, GraceSeconds: grace, PreStop: w.preStop(request)}).Get(ctx, &halted)
+	if failureType(err) == workspace.ErrorHookFailed && w.state.Instance != nil {
+		w.noteFailedHook(err)
+		return w.runsOn(ctx, err)
+	}
+	if err != nil {
 		return w.keep(ctx, target, sequence, err)
 	}
+	w.noteHooks(halted.Hooks)
 
 	return w.settle(ctx, target, sequence)
 }

@@ -33,6 +33,7 @@ const (
 	ErrorNotStored       ErrorType = "NotStored"       // a store does not hold everything that the snapshot references
 	ErrorOmissions       ErrorType = "Omissions"       // the snapshot does not hold everything as it was (invariant 1)
 	ErrorInterrupted     ErrorType = "Interrupted"     // a later command took over
+	ErrorHookFailed      ErrorType = "HookFailed"      // a hook failed whose failure is to keep what it belongs to from being done
 	ErrorOlderVersion    ErrorType = "OlderVersion"    // going on would, or might, go back in time (invariant 4)
 	ErrorNodeLost        ErrorType = "NodeLost"        // its node is lost
 )

@@ -55,6 +55,8 @@ type Explanation struct {
 	// RecoveryPoint is what a lost node would cost; nil when nothing runs.
 	RecoveryPoint *RecoveryPoint `json:"recovery_point,omitempty"`
 
+	FailedHooks []HookResult `json:"failed_hooks,omitempty"` // that failed the last time that they ran
+
 	Safe []string `json:"safe"` // where the content is, newest first
 	Can  []Action `json:"can"`  // what the person can do
 }
@@ -80,6 +82,11 @@ func Explain(state State, pending []PendingActivity, now time.Time) Explanation 
 		}
 	}
 	e.RecoveryPoint = RecoveryPointOf(state, now)
+	for _, result := range state.Hooks {
+		if result.Failed() {
+			e.FailedHooks = append(e.FailedHooks, result)
+		}
+	}
 	e.Doing = doing(state, e, now)
 	e.Safe = safe(state, now)
 	e.Can = can(state, e)

@@ -47,6 +47,7 @@ var typedFailures = map[ErrorType]Failure{
 	ErrorRefused:         {Class: FailureRequest, Words: "it is not possible in this state; nothing was changed"},
 	ErrorNotStored:       {Class: FailureStorage, Words: "a store does not yet hold everything that the snapshot references", Mend: "it is sent again by itself; `holdfast doctor` asks each store"},
 	ErrorOmissions:       {Class: FailureContent, Words: "the snapshot does not hold everything as it was, so the content is kept", Mend: "make the named files readable and stop again, or accept the list with `holdfast stop NAME --accept-omissions SNAPSHOT`"},
+	ErrorHookFailed:      {Class: FailureInstance, Words: "a hook failed that was to keep it from being done then", Mend: "see `holdfast logs NAME --hooks` and mend the hook; `holdfast stop NAME --skip-hooks` stops it without"},
 	ErrorInterrupted:     {Class: FailureRequest, Words: "a later command took over"},
 	ErrorOlderVersion:    {Class: FailureContent, Words: "going on would, or might, go back in time", Mend: "bring the newer version's node or store back, or go back knowingly with `holdfast start NAME --accept-version SNAPSHOT`"},
 	ErrorNotFound:        {Class: FailureRequest, Words: "what was named does not exist"},

@@ -46,6 +46,8 @@ type StopRequest struct {
 	// AcceptOmissions names the snapshot whose list of omissions the person has read and accepts; without it a
 	// snapshot with omissions keeps the content (invariant 1).
 	AcceptOmissions string `json:"accept_omissions,omitempty"`
+	// SkipHooks stops it without its pre-stop hook.
+	SkipHooks bool `json:"skip_hooks,omitempty"`
 }
 
 // BackupRequest snapshots a running workspace.
@@ -213,6 +215,13 @@ type StartInstanceResult struct {
 type StopInstanceInput struct {
 	Target       Target `json:"target"`
 	GraceSeconds int    `json:"grace_seconds"`
+	// PreStop runs before that, while the instance runs.
+	PreStop *Hook `json:"pre_stop,omitempty"`
+}
+
+// StopInstanceResult says how the hook ended.
+type StopInstanceResult struct {
+	Hooks []HookResult `json:"hooks,omitempty"`
 }
 
 // BackupInput asks a node to snapshot an instance's content.
@@ -221,6 +230,9 @@ type BackupInput struct {
 	Kind   string `json:"kind"` // live, final
 	// UnlessStatDigest is that of content which is stored already: while a live one still has it, nothing is stored.
 	UnlessStatDigest string `json:"unless_stat_digest,omitempty"`
+	// PreSnapshot and PostSnapshot run around a live one, in every attempt.
+	PreSnapshot  *Hook `json:"pre_snapshot,omitempty"`
+	PostSnapshot *Hook `json:"post_snapshot,omitempty"`
 }
 
 // BackupResult is a snapshot that is written, not yet verified or committed.
@@ -231,12 +243,14 @@ type BackupResult struct {
 	Omissions  []Omission `json:"omissions,omitempty"` // the first MaxOmissions that matter for removal
 	Excluded   *Excluded  `json:"excluded,omitempty"`
 	Owed       []string   `json:"owed,omitempty"`
-	// Unchanged: the content has the stat digest that the request named, so that nothing was stored. Nothing but Time is
-	// set then.
+	// Unchanged: the content has the stat digest that the request named, so that nothing was stored. Of what was
+	// stored nothing is set then.
 	Unchanged bool `json:"unchanged,omitempty"`
 	// Unsettled: something changed each time that it was read, so that an equal stat digest later does not mean that it is
 	// in this snapshot as it is.
 	Unsettled bool `json:"unsettled,omitempty"`
+	// Hooks are how the hooks of the attempt ended.
+	Hooks []HookResult `json:"hooks,omitempty"`
 }
 
 // BackupCheckpoint travels in the heartbeats of a backup: a hint (invariant 9), shown to people.

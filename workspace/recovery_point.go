@@ -152,7 +152,7 @@ func RecoveryPointOf(state State, now time.Time) *RecoveryPoint {
 	if known.Snapshot != "" {
 		point.Snapshot, point.Time, point.Unchanged = known.Snapshot, known.Time, known.Unchanged
 	} else {
-		since = state.Since // nothing is stored: all of its work so far
+		since = instance.Began // nothing is stored: all of its work so far
 	}
 	if !since.IsZero() {
 		point.AgeSeconds = int64(max(now.Sub(since), 0) / time.Second)

@@ -70,7 +70,7 @@ func TestRecoveryPoint(t *testing.T) {
 	now := explainNow
 	running := func(change func(*State)) State {
 		state := State{
-			Name: "web", Phase: Running, Since: now.Add(-time.Hour), Instance: &Instance{Token: 2, Node: "n1"},
+			Name: "web", Phase: Running, Since: now.Add(-time.Hour), Instance: &Instance{Token: 2, Node: "n1", Began: now.Add(-time.Hour)},
 			Protection: &Protection{Token: 2, Snapshot: snapshotA, Time: now.Add(-2 * time.Minute), TookMillis: 11_400, Due: now.Add(3 * time.Minute)},
 		}
 		if change != nil {

@@ -29,6 +29,8 @@ type Spec struct {
 	StopGraceSeconds int `json:"stop_grace_seconds,omitempty"`
 	// Snapshots says how often it is snapshotted while it runs.
 	Snapshots SnapshotPolicy `json:"snapshots,omitzero"`
+	// Hooks are run inside the instance, at most one for each point.
+	Hooks []Hook `json:"hooks,omitempty"`
 }
 
 // SourceKind says where the first content of a workspace comes from.
@@ -81,6 +83,9 @@ func (s Spec) Validate() error {
 		if err := ValidateVariable(name); err != nil {
 			return err
 		}
+	}
+	if err := validateHooks(s.Hooks); err != nil {
+		return err
 	}
 	return s.Snapshots.Validate()
 }

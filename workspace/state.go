@@ -46,6 +46,8 @@ type State struct {
 	Instance *Instance `json:"instance,omitempty"` // the one that runs, starts or stops
 	// Protection is how far the stores are behind the instance while it runs.
 	Protection *Protection `json:"protection,omitempty"`
+	// Hooks are how each hook ended the last time that it ran.
+	Hooks []HookResult `json:"hooks,omitempty"`
 	// Kept is content on a node that is not yet surely on every provider of the policy. While it is set, the content is
 	// the newest there is, and a start adopts it.
 	Kept *Kept `json:"kept,omitempty"`

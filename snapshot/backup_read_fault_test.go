@@ -93,7 +93,7 @@ func failReads(t *testing.T, earlier *earlierBackup, kind string, way faultWay, 
 			faults[i].Inject(rule)
 		}
 	}
-	mirror := impatientMirror(t, storage.PolicyAll, faults[0], faults[1])
+	mirror := limitedMirror(t, storage.PolicyAll, way.limit(), faults[0], faults[1])
 	said := backUpAndLook(t, mirror, earlier.dir, func(*Repository) {})
 	requireClaimTrue(t, said, earlier.source, memories...)
 	if where != "both" {
@@ -126,7 +126,7 @@ func failReads(t *testing.T, earlier *earlierBackup, kind string, way faultWay, 
 	for _, f := range faults {
 		f.Clear()
 	}
-	again := backUpAndLook(t, impatientMirror(t, storage.PolicyAll, faults[0], faults[1]), earlier.dir, func(*Repository) {})
+	again := backUpAndLook(t, limitedMirror(t, storage.PolicyAll, time.Hour, faults[0], faults[1]), earlier.dir, func(*Repository) {})
 	requireClaimTrue(t, again, earlier.source, memories...)
 	require.NoError(t, again.err)
 	for _, memory := range memories {
@@ -160,7 +160,7 @@ func TestBackupOverDamage(t *testing.T) {
 							memory.Corrupt(key, change)
 						}
 					}
-					said := backUpAndLook(t, impatientMirror(t, storage.PolicyAll, memories[0], memories[1]), earlier.dir, func(*Repository) {})
+					said := backUpAndLook(t, limitedMirror(t, storage.PolicyAll, time.Hour, memories[0], memories[1]), earlier.dir, func(*Repository) {})
 					requireClaimTrue(t, said, earlier.source, memories...)
 					if where == "both" && (kind == "config" || kind == "key") {
 						require.ErrorIs(t, said.err, ErrDamaged)
@@ -197,8 +197,8 @@ func TestCopyToAProviderThatHangs(t *testing.T) {
 			hanging := faulty.New(memories[1])
 			hanging.Inject(faulty.Rule{Op: faulty.Put, Kind: faulty.Hang, Match: func(key string) bool { return key == earlier.keys[kind] }})
 			began := time.Now()
-			said := backUpAndLook(t, impatientMirror(t, storage.PolicyAny, memories[0], hanging), earlier.dir, func(*Repository) {})
-			require.Less(t, time.Since(began), 20*time.Second, "the mirror's limits count for copies too")
+			said := backUpAndLook(t, limitedMirror(t, storage.PolicyAny, time.Second, memories[0], hanging), earlier.dir, func(*Repository) {})
+			require.Less(t, time.Since(began), 2*time.Minute, "the mirror's limits count for copies too")
 			require.NoError(t, said.err)
 			require.Equal(t, []string{memories[1].URL()}, said.result.Owed)
 			require.True(t, said.whole(memories[0].URL()))

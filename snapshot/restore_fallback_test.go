@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"holdfast/storage"
 	"holdfast/storage/faulty"
@@ -46,10 +45,7 @@ func TestRestoreFallsBackObjectByObject(t *testing.T) {
 							p.Inject(rule)
 						}
 					}
-					mirror, err := storage.NewMirror([]storage.Provider{providers[0], providers[1]},
-						storage.MirrorOptions{RetryFor: -1, StallTimeout: 300 * time.Millisecond})
-					must(t, err)
-					defer mirror.Close()
+					mirror := limitedMirror(t, storage.PolicyAll, way.limit(), providers[0], providers[1])
 					target := filepath.Join(t.TempDir(), "target")
 					report, err := openAndRestore(t.Context(), mirror, id, target)
 					if where == "both" {
@@ -190,7 +186,7 @@ func TestRestoreWhenListingFails(t *testing.T) {
 						}
 					}
 					target := filepath.Join(t.TempDir(), "target")
-					_, err := openAndRestore(t.Context(), impatientMirror(t, storage.PolicyAll, providers[0], providers[1]), id, target)
+					_, err := openAndRestore(t.Context(), limitedMirror(t, storage.PolicyAll, way.limit(), providers[0], providers[1]), id, target)
 					if where != "both" {
 						must(t, err)
 						return

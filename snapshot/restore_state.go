@@ -27,7 +27,15 @@ func (s *restorer) noteState(ctx context.Context) error {
 	if err := s.witness.settleLate(ctx); err != nil {
 		return err
 	}
-	return s.eachDir(ctx, 0, int32(len(s.plan.dirs)), nil, s.noteStateOf)
+	err := s.eachDir(ctx, 0, int32(len(s.plan.dirs)), nil, s.noteStateOf)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	// Such as a directory that has its mode by now, which lets this user not look into it. The restore is done.
+	s.repository.log.Warn("what was restored cannot be looked at again; the next backup takes longer", "error", err)
+	s.state.abandon()
+	s.state = nil
+	return nil
 }
 
 func (s *restorer) noteStateOf(number int32, dir *targetDir) error {

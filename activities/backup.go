@@ -143,7 +143,8 @@ func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (
 	if err != nil {
 		return result, err
 	}
-	repository, err := n.repository(ctx, target.WorkspaceID, target.Sealed)
+	// The same stores: one that is not looked at must not count as whole.
+	repository, err := n.repositoryOn(ctx, stores, target.WorkspaceID, target.Sealed)
 	if err != nil {
 		return result, err
 	}
@@ -159,7 +160,10 @@ func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (
 	}
 	unreachable := map[string]error{}
 	for _, provider := range stores {
-		failure := failures[storage.Sub(provider, workspace.RepositoryPrefix(target.WorkspaceID)).URL()]
+		failure, looked := failures[storage.Sub(provider, workspace.RepositoryPrefix(target.WorkspaceID)).URL()]
+		if !looked {
+			failure = errors.New("it was not looked at")
+		}
 		if failure == nil {
 			result.Whole = append(result.Whole, provider.URL())
 			continue

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"holdfast/storage"
+	"holdfast/storage/faulty"
 	"holdfast/workspace"
 )
 
@@ -131,4 +132,23 @@ func TestRecordedByAnotherSetting(t *testing.T) {
 		_, err = run(r, r.control.RecordInstance, record)
 		typed(t, err, workspace.ErrorConflict)
 	}
+}
+
+// What is looked at is what is told: the stores of a workspace are found once for a look, because too few stores may answer
+// at one moment to say which they are and enough the next, and a store that was not looked at would count as whole
+// (invariants 1 and 2).
+func TestVerifyTellsOnlyWhatItLookedAt(t *testing.T) {
+	r := newRig(t, storage.PolicyAny)
+	r.control.SingleWrite = 100
+	removal := r.stopped(1)
+	for _, store := range r.stores {
+		store.Inject(faulty.Rule{Op: faulty.List, Times: 1, Match: func(prefix string) bool { return strings.Contains(prefix, "/instances/") }})
+	}
+	verified, err := run(r, r.node.Verify, workspace.VerifyInput{Target: removal.Target, Snapshot: removal.Snapshot})
+	require.NoError(t, err)
+	for _, store := range r.stores {
+		require.Positive(t, store.Fired(), "it was asked which stores the workspace has")
+	}
+	require.Equal(t, []string{r.stores[0].URL()}, verified.Whole)
+	require.Equal(t, []string{r.stores[1].URL()}, verified.Owed, "all stores are the workspace's while nobody says which are")
 }

@@ -70,13 +70,18 @@ func (n *Node) locked(ctx context.Context, target workspace.Target, options puls
 	}))
 }
 
-// repository opens the workspace's repository with the password that was sealed to this node. The control side made it.
-// It is of the stores that the workspace's newest record names.
+// repository opens the workspace's repository on the stores that the workspace's newest record names.
 func (n *Node) repository(ctx context.Context, id string, sealed []byte) (*snapshot.Repository, error) {
 	stores, err := n.Catalog.StoresOf(ctx, id)
 	if err != nil {
 		return nil, err
 	}
+	return n.repositoryOn(ctx, stores, id, sealed)
+}
+
+// repositoryOn opens the workspace's repository on these stores, with the password that was sealed to this node. The
+// control side made it.
+func (n *Node) repositoryOn(ctx context.Context, stores []storage.Provider, id string, sealed []byte) (*snapshot.Repository, error) {
 	password, err := n.Identity.Open(sealed, keys.PurposeRepositoryPassword)
 	if err != nil {
 		return nil, fmt.Errorf("opening the password of workspace %s: %w", id, err)

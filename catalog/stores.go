@@ -17,16 +17,16 @@ var ErrUnknownStore = errors.New("the workspace's snapshots are in a store that 
 // newest instance record says. It is what everybody who writes, reads, looks or repairs goes by: never the settings of a
 // process, which differ while they are being changed.
 //
-// A workspace without a record, and one whose record names none, has all. What the catalog itself keeps is on all
-// providers, whatever this says.
+// A workspace without a record, and one whose record names none, has all; so has any while fewer stores answer than the
+// policy requires to find the record: the answer can then differ from one call to the next, so that what belongs together
+// asks once. What the catalog itself keeps is on all providers, whatever this says.
 func (c *Catalog) StoresOf(ctx context.Context, id string) ([]storage.Provider, error) {
 	newest, err := c.NewestToken(ctx, id)
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("finding the stores of %s: %w", id, err)
 	}
 	if err != nil || newest == 0 {
-		// Too few answer to say: all of them are more than the record can name. What is read is verified, and what is
-		// written or removed needs as many stores as the policy asks for, of all.
+		// All are never fewer than the record names. What is read is verified, and what is removed has been seen on each.
 		return c.providers, nil
 	}
 	record, err := c.Instance(ctx, id, newest)

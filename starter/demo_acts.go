@@ -245,10 +245,9 @@ func (d *demo) seenByAPerson(ctx context.Context) error {
 		return err
 	}
 	d.out.say("What a person sees now:")
-	d.out.command("holdfast why %s", space.name)
 	var why strings.Builder
 	renderExplanation(&why, explanation, d.p.now(), false)
-	d.out.quote(why.String())
+	d.out.quote("holdfast why "+space.name, why.String())
 
 	for _, space := range d.spaces {
 		state, err := d.control.State(ctx, space.name)

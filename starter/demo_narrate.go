@@ -38,11 +38,9 @@ func (n *narrator) command(format string, args ...any) {
 	fmt.Fprintf(n.w, "         $ %s\n", fmt.Sprintf(format, args...))
 }
 
-// quote shows the output of a command.
-func (n *narrator) quote(text string) {
-	for line := range strings.Lines(text) {
-		fmt.Fprintf(n.w, "         | %s\n", strings.TrimRight(line, "\n"))
-	}
+// quote shows the output of a command as a terminal would, from the first column: it is as wide as a terminal already.
+func (n *narrator) quote(command, output string) {
+	fmt.Fprintf(n.w, "\n$ %s\n%s\n", command, output)
 }
 
 const narratorColumns = 80

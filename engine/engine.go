@@ -20,8 +20,9 @@ const (
 type Info struct {
 	Kind    string // "docker" or "process"
 	Version string
-	Root    string // where the engine keeps its own data, "" when it has none
-	Notes   []string
+	Root    string   // where the engine keeps its own data, "" when it has none
+	Details string   // what else an operator asks first, such as its API version and storage; "" when there is nothing
+	Notes   []string // what a person should know: limits that are not enforced, isolation that is not there
 }
 
 // Image is a prepared image.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"holdfast/storage"
 )
 
 // openedKey is a key file that a password opened.
@@ -50,7 +52,12 @@ func openKeys(ctx context.Context, s store, password []byte, accept func(*envelo
 			failures = append(failures, err)
 		}
 	}
-	failures = append(failures, keys.failure())
+	if unlisted := keys.failure(); storage.Retryable(unlisted) {
+		// The key that opens may be among those that could not be listed: what is wrong with the others is not the cause.
+		return openedKey{}, fmt.Errorf("%w; of the keys that are there: %v", unlisted, errors.Join(failures...))
+	} else if unlisted != nil {
+		failures = append(failures, unlisted)
+	}
 	if failure := errors.Join(failures...); failure != nil {
 		if errors.Is(failure, errUnauthentic) && !errors.Is(failure, ErrDamaged) {
 			failure = fmt.Errorf("%w: %w", ErrDamaged, failure)

@@ -84,7 +84,7 @@ func (v *inventory) enough() error {
 	if total-len(v.owed) >= v.r.store.policy().Count(total) {
 		return nil
 	}
-	return (listing{failed: v.owed}).failure()
+	return &storage.MirrorError{Doing: "looking at", Key: "what is stored", Causes: v.owed}
 }
 
 func (v *inventory) owe(url string, err error) {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -42,6 +43,10 @@ func (s store) load(ctx context.Context, key string, offset, length int64, check
 	}
 	switch {
 	case len(unreachable) > 0:
+		// What passes by itself on one provider outweighs what another needs a person for.
+		if passing := slices.DeleteFunc(slices.Clone(unreachable), func(err error) bool { return !storage.Retryable(err) }); len(passing) > 0 {
+			unreachable = passing
+		}
 		return nil, &unreachableError{all: err, causes: unreachable}
 	case len(damaged) > 0:
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -50,7 +55,8 @@ func (s store) load(ctx context.Context, key string, offset, length int64, check
 	}
 }
 
-// unreachableError says of all providers what went wrong, but is only what those that could not be reached said.
+// unreachableError says of all providers what went wrong, but is only what those that could not be reached said; of
+// these, what passes by itself when there is such.
 type unreachableError struct {
 	all    error
 	causes []error
@@ -139,6 +145,7 @@ func parsePackKey(key string) (blobID, bool) {
 
 // listing is what providers hold below one prefix: for every key the sizes that they report.
 type listing struct {
+	prefix  string
 	objects map[string][]heldObject
 	// failed are the providers that could not be listed, by URL.
 	failed map[string]error
@@ -155,7 +162,7 @@ type heldObject struct {
 // list lists a prefix everywhere. It is an error only when no provider could be listed.
 func list(ctx context.Context, s store, prefix string) (listing, error) {
 	found, failed := s.listAll(ctx, prefix)
-	l := listing{objects: map[string][]heldObject{}, failed: failed}
+	l := listing{prefix: prefix, objects: map[string][]heldObject{}, failed: failed}
 	for _, provider := range s.providers() {
 		objects, ok := found[provider.URL()]
 		if _, bad := failed[provider.URL()]; !ok || bad {
@@ -167,23 +174,18 @@ func list(ctx context.Context, s store, prefix string) (listing, error) {
 		}
 	}
 	if len(l.listed) == 0 {
-		return l, fmt.Errorf("listing %q: %w", prefix, l.failure())
+		return l, l.failure()
 	}
 	return l, ctx.Err()
 }
 
-// failure joins the errors of the providers that could not be listed; nil when there are none.
+// failure is what kept providers from being listed, as one error that is permanent only when no cause of it passes by
+// itself; nil when all were listed.
 func (l listing) failure() error {
-	var failures []error
-	urls := make([]string, 0, len(l.failed))
-	for url := range l.failed {
-		urls = append(urls, url)
+	if len(l.failed) == 0 {
+		return nil
 	}
-	slices.Sort(urls)
-	for _, url := range urls {
-		failures = append(failures, fmt.Errorf("%s: %w", url, l.failed[url]))
-	}
-	return errors.Join(failures...)
+	return &storage.MirrorError{Doing: "listing", Key: cmp.Or(l.prefix, "the repository"), Causes: l.failed}
 }
 
 // sizes are the different sizes reported for a key, the largest first, without those beyond limit. A copy that was cut

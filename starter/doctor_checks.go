@@ -391,7 +391,11 @@ func checkEngine(ctx context.Context, d deployment, r *report) {
 		r.add("engine", verdictFail, "start the engine and let this user use it", "%v", inTime(ctx, err))
 		return
 	}
-	r.add("engine", verdictOK, "", "%s %s answers", info.Kind, info.Version)
+	details := ""
+	if info.Details != "" {
+		details = " (" + info.Details + ")"
+	}
+	r.add("engine", verdictOK, "", "%s %s answers%s", info.Kind, info.Version, details)
 	for _, note := range info.Notes {
 		r.add("engine", verdictWarn, "", "%s", note)
 	}

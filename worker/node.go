@@ -214,6 +214,9 @@ func (a *agent) scan(ctx context.Context) {
 		a.config.Logger.Warn("the engine does not answer", "error", err)
 	} else {
 		a.info.Engine, a.info.Notes = info.Kind, info.Notes
+		if info.Details != "" {
+			a.info.Notes = append([]string{info.Details}, info.Notes...)
+		}
 	}
 }
 

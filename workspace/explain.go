@@ -81,6 +81,15 @@ func Explain(state State, pending []PendingActivity, now time.Time) Explanation 
 			e.Progress, e.Far = checkpoint, checkpoint.words(activity.Name == ActivityBackup)
 		}
 	}
+	if block := state.Block; state.Phase == Blocked && block != nil && e.Failure == nil && strings.Contains(block.Message, ": ") {
+		// The chain of causes is told once, as an error; what it means is the reason.
+		failure := ExplainFailure("", string(block.Type), block.Message)
+		failure.Waits = false
+		e.Failure = &failure
+		if e.Reason == block.Message {
+			e.Reason = failure.Words
+		}
+	}
 	e.RecoveryPoint = RecoveryPointOf(state, now)
 	for _, result := range state.Hooks {
 		if result.Failed() {
@@ -139,7 +148,10 @@ func doing(state State, e Explanation, now time.Time) string {
 			fmt.Fprintf(&text, " (%s)", operation.Detail)
 		}
 	case state.Phase == Blocked && state.Block != nil:
-		fmt.Fprintf(&text, "Nothing: it waits for a person. %s", sentence(state.Block.Message))
+		text.WriteString("Nothing: it waits for a person.")
+		if e.Failure == nil && e.Reason != state.Block.Message {
+			text.WriteString(" " + sentence(state.Block.Message))
+		}
 		return text.String()
 	case state.Phase == Recovering && len(state.Waiting) == 0:
 		return orElse(doingAfterLoss(state, now), "Nothing at this moment.")

@@ -24,6 +24,8 @@ func TestExplain(t *testing.T) {
 		state   State
 		pending []PendingActivity
 		doing   []string
+		undoing []string // must not be in doing
+		reason  string   // what Block.Message became; "" not looked at
 		safe    []string
 		unsafe  []string // must not be claimed
 		can     []string
@@ -76,6 +78,8 @@ func TestExplain(t *testing.T) {
 			can: []string{"holdfast stop w --accept-omissions " + snapshotA, "unstick", "download"}},
 		{name: "blocked by a full store", state: State{Phase: Blocked, Instance: instance, Block: &Block{Type: ErrorStoreFull, Message: "no room."}},
 			can: []string{"holdfast doctor", "holdfast stop w", "unstick"}, safe: []string{"node n1"}},
+		{name: "blocked by a chain of causes", state: State{Phase: Blocked, Reason: "opening: gs://b: no room", Instance: instance, Block: &Block{Type: ErrorStoreFull, Message: "opening: gs://b: no room"}},
+			doing: []string{"waits for a person."}, undoing: []string{"no room"}, reason: typedFailures[ErrorStoreFull].Words},
 		{name: "blocked by a missing snapshot", state: State{Phase: Blocked, Head: explainHead(), Block: &Block{Type: ErrorSnapshotMissing, Message: "gone"}},
 			can: []string{"snapshots w", "restore w --snapshot"}},
 		{name: "blocked start", state: State{Phase: Blocked, Head: explainHead(), Block: &Block{Type: ErrorImageNotFound, Message: "x"}},
@@ -104,7 +108,10 @@ func TestExplain(t *testing.T) {
 				}
 			}
 			can := strings.Join(commands, "\n")
-			expect(t, "doing", e.Doing, c.doing, nil)
+			expect(t, "doing", e.Doing, c.doing, c.undoing)
+			if c.reason != "" && (e.Reason != c.reason || e.Failure == nil || e.Failure.Error != c.state.Block.Message || e.Failure.Waits) {
+				t.Errorf("reason %q, failure %+v", e.Reason, e.Failure)
+			}
 			expect(t, "safe", safe, c.safe, c.unsafe)
 			expect(t, "can", can, c.can, c.cannot)
 		})

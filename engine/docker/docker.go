@@ -117,8 +117,8 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 		return engine.Info{}, mapError("asking the docker engine", err)
 	}
 	info := engine.Info{Kind: "docker", Version: answer.ServerVersion, Root: answer.DockerRootDir}
+	info.Details = fmt.Sprintf("API %s, storage %s, cgroup v%s", e.client.ClientVersion(), answer.Driver, answer.CgroupVersion)
 	note := func(text string) { info.Notes = append(info.Notes, text) }
-	note(fmt.Sprintf("API %s, storage %s, cgroup v%s", e.client.ClientVersion(), answer.Driver, answer.CgroupVersion))
 	if !answer.MemoryLimit {
 		note("the engine cannot limit memory on this machine")
 	}

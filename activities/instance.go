@@ -94,6 +94,30 @@ func (n *Node) run(ctx context.Context, id string) error {
 	return err
 }
 
+// FindInstance says whether an instance that ran on this node still does, and that its content is there (invariant 5). It
+// changes nothing and waits for no other operation, so that it needs no lease.
+func (n *Node) FindInstance(ctx context.Context, input workspace.FindInstanceInput) (workspace.FindInstanceResult, error) {
+	var result workspace.FindInstanceResult
+	err := pulse.Run(ctx, n.Beater, pulse.Options{}, func(ctx context.Context) error {
+		if _, _, err := n.Volumes.usable(input.Target.WorkspaceID, input.Target.Token); err != nil {
+			return fmt.Errorf("looking for the instance: %w", err)
+		}
+		instances, err := n.Engine.List(ctx, n.labels(input.Target))
+		if err != nil {
+			return fmt.Errorf("looking for the instance: %w", err)
+		}
+		for _, instance := range instances {
+			result.Status = string(instance.Status)
+			result.Runs = instance.Status == engine.StatusRunning || instance.Status == engine.StatusPaused
+			if result.Runs {
+				return nil
+			}
+		}
+		return nil
+	})
+	return result, classify(err)
+}
+
 func (n *Node) labels(target workspace.Target) map[string]string {
 	return map[string]string{
 		engine.LabelWorkspace: target.WorkspaceID,

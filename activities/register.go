@@ -31,6 +31,7 @@ func RegisterNode(registry worker.ActivityRegistry, n *Node) {
 		workspace.ActivityPrepareContent:  n.PrepareContent,
 		workspace.ActivityStartInstance:   n.StartInstance,
 		workspace.ActivityStopInstance:    n.StopInstance,
+		workspace.ActivityFindInstance:    n.FindInstance,
 		workspace.ActivityBackup:          n.Backup,
 		workspace.ActivityVerify:          n.Verify,
 		workspace.ActivityCommit:          n.Commit,

@@ -323,7 +323,11 @@ func listWorkspace(state workspace.State, now time.Time) listedWorkspace {
 	case state.Loss != nil && state.Phase == workspace.Recovering:
 		line.Loss = state.Reason
 	case state.Loss != nil:
-		line.Loss = "node " + state.Loss.Node + " is lost"
+		line.Loss = state.Loss.What()
+	case state.Looked() != nil && state.Phase == workspace.Recovering:
+		line.Loss = state.Reason
+	case state.Looked() != nil:
+		line.Loss = "the agent of node " + state.Look.Node + " was started again; whether it still runs is being looked at"
 	case state.Recovery != nil:
 		line.Loss = state.Recovery.Words()
 	}

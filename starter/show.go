@@ -186,7 +186,7 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 		plain("owed to", "%s", strings.Join(kept.Owed, ", "))
 	}
 	if loss := state.Loss; loss != nil {
-		plain("lost", "node %s, at %s (%s ago), last heard of at %s", loss.Node, moment(loss.At), age(loss.At, now), moment(loss.Heard))
+		plain("lost", "%s, since %s (%s ago), last heard of at %s", loss.What(), moment(loss.At), age(loss.At, now), moment(loss.Heard))
 		plain("", "%s", loss.Waiting)
 	}
 	if recovery := state.Recovery; recovery != nil {

@@ -234,6 +234,14 @@ func (w *world) register(registry activityRegistry) {
 			return workspace.StartInstanceResult{Container: "container"}, nil
 		})
 	})
+	add(workspace.ActivityFindInstance, func(_ context.Context, input workspace.FindInstanceInput) (workspace.FindInstanceResult, error) {
+		return doOn(w, input.Target.Node, workspace.ActivityFindInstance, func() (workspace.FindInstanceResult, error) {
+			if _, ok := w.content[place(input.Target)]; !ok {
+				return workspace.FindInstanceResult{}, permanent(workspace.ErrorContentMissing, "the node holds no such content")
+			}
+			return workspace.FindInstanceResult{Runs: w.runs[place(input.Target)]}, nil
+		})
+	})
 	add(workspace.ActivityStopInstance, func(_ context.Context, input workspace.StopInstanceInput) (workspace.StopInstanceResult, error) {
 		w.noteHooks(input.PreStop, nil)
 		return doOn(w, input.Target.Node, workspace.ActivityStopInstance, func() (workspace.StopInstanceResult, error) {

@@ -29,6 +29,10 @@ type lessor struct {
 	registered bool
 	// ignored counts the offers in a row that a node did not take although it announced itself.
 	ignored int
+	// looks says whether the node's workspaces are told of every new start of its agent.
+	looks bool
+	// leased is the start of the agent that took the newest lease; an announcement alone is none.
+	leased string
 }
 
 func (n *lessor) setup(ctx workflow.Context) error {
@@ -76,12 +80,13 @@ func (n *lessor) run(ctx workflow.Context) error {
 			// back must not look ready.
 			offered := n.state.Phase == workspace.NodeOffered || n.state.Phase == workspace.NodeSuspect
 			if offered && signal.Epoch == n.state.Epoch && signal.Incarnation == n.state.Info.Incarnation {
-				n.ignored = 0
+				n.ignored, n.leased = 0, signal.Incarnation
 				n.returned(ctx)
 				n.enter(ctx, workspace.NodeReady, "")
 			}
 		}
 	})
+	n.looks = workflow.GetVersion(ctx, "every-incarnation-is-told", workflow.DefaultVersion, 1) >= 1
 	n.announce(ctx)
 	var public workspace.ControlInfo
 	if err := workflow.ExecuteActivity(control(ctx, "what the control side makes public"), workspace.ActivityDescribeControl).Get(ctx, &public); err != nil {

@@ -73,13 +73,17 @@ func (n *lessor) returned(ctx workflow.Context) {
 // news is what the node's workspaces should know now; nothing while that is not clear.
 func (n *lessor) news() (news workspace.NodeNews, owed bool) {
 	news = workspace.NodeNews{Node: n.state.Info.Name, Epoch: n.state.Epoch}
+	if n.looks {
+		news.Incarnation = n.leased
+	}
 	told := n.state.Announced
 	switch {
 	case n.state.Loss != nil:
-		news.Epoch, news.Lost, news.At, news.Heard = n.state.Loss.Epoch, true, n.state.Loss.At, n.state.Loss.Heard
+		news.Epoch, news.Lost, news.At, news.Heard, news.Incarnation = n.state.Loss.Epoch, true, n.state.Loss.At, n.state.Loss.Heard, ""
 		news.Word = n.state.Loss.Dead + n.state.Loss.Proceed
 		return news, !told.Lost || told.Epoch != news.Epoch || told.Word != news.Word
-	case n.state.Phase == workspace.NodeReady && told.Lost:
+	case n.state.Phase == workspace.NodeReady && (told.Lost || news.Incarnation != "" && told.Incarnation != news.Incarnation):
+		// Also when the node was never lost: a machine that is switched off and on in 20 seconds has ended what ran there.
 		return news, true
 	default:
 		return news, false
@@ -110,7 +114,7 @@ func (n *lessor) announce(ctx workflow.Context) {
 func (n *lessor) tell(ctx workflow.Context, news workspace.NodeNews) {
 	telling, cancel := workflow.WithCancel(ctx)
 	defer cancel()
-	summary := "tell its workspaces that it has returned"
+	summary := "tell its workspaces that its agent has the lease"
 	if news.Lost {
 		// Some may have been told to the end of an activity that was cut: the return is owed to all of them.
 		n.state.Announced = workspace.NodeNews{Node: news.Node, Lost: true}
@@ -119,7 +123,7 @@ func (n *lessor) tell(ctx workflow.Context, news workspace.NodeNews) {
 	future := workflow.ExecuteActivity(announcing(telling, summary), workspace.ActivityAnnounceNode, news)
 	if err := workflow.Await(ctx, func() bool {
 		current, _ := n.news()
-		return future.IsReady() || current.Lost != news.Lost
+		return future.IsReady() || current.Lost != news.Lost || !news.Lost && current.Incarnation != news.Incarnation
 	}); err != nil || !future.IsReady() {
 		return
 	}

@@ -382,17 +382,59 @@ func TestNodeTellsItsWorkspaces(t *testing.T) {
 	require.Zero(t, lost.AwayAt, "it came in time: the control plane was there")
 	require.Equal(t, a.begin.Add(51*time.Second).UTC(), lost.Loss.Heard.UTC())
 	require.Equal(t, lost.Loss.At, lost.LostAt)
-	news := a.lost(0)
+	require.Equal(t, workspace.NodeNews{Node: "node-1", Epoch: 1, Incarnation: "one"}, a.lost(0), "its first start")
+	news := a.lost(1)
 	require.True(t, news.Lost)
+	require.Empty(t, news.Incarnation)
 	require.Equal(t, uint64(2), news.Epoch)
 	require.Equal(t, lost.Loss.Heard, news.Heard)
-	require.InDelta(t, 76, a.newsAt[0].Seconds(), 1)
+	require.InDelta(t, 76, a.newsAt[1].Seconds(), 1)
 	require.Nil(t, back.Loss)
 	require.Equal(t, workspace.NodeReady, back.Phase)
-	require.False(t, a.lost(1).Lost)
-	require.Equal(t, uint64(3), a.lost(1).Epoch)
+	require.Equal(t, workspace.NodeNews{Node: "node-1", Epoch: 3, Incarnation: "two"}, a.lost(2))
 	require.WithinDuration(t, a.begin.Add(time.Hour), back.ReturnedAt, time.Second)
-	require.Len(t, a.news, 2)
+	require.Len(t, a.news, 3)
+}
+
+// A machine that is switched off and on within seconds is never lost, and nothing runs there any more: each start of its
+// agent that takes the lease is told once, and the same one that missed its beats is not told again.
+func TestNodeTellsOfEveryStartOfItsAgent(t *testing.T) {
+	a := newAgents(t)
+	a.register(time.Second, registration("one"))
+	a.register(time.Minute, registration("two"))
+	a.register(2*time.Minute, registration("two"))
+	a.run(time.Hour)
+	require.Equal(t, []workspace.NodeNews{
+		{Node: "node-1", Epoch: 1, Incarnation: "one"}, {Node: "node-1", Epoch: 2, Incarnation: "two"},
+	}, a.news)
+	require.InDelta(t, 60.1, a.newsAt[1].Seconds(), 0.05, "when it has the lease, not when it announces itself")
+
+	b := newAgents(t, beatsLost(time.Minute), ending{after: time.Hour})
+	b.register(time.Second, registration("one"))
+	b.run(3 * time.Hour)
+	require.Len(t, b.news, 1, "%+v", b.news)
+
+	// An agent that announced itself and never took a lease is no news.
+	c := newAgents(t, notTaken())
+	c.register(time.Second, registration("one"))
+	c.run(10 * time.Second)
+	require.Empty(t, c.news)
+}
+
+// A start of the agent is told after continue-as-new only if it was not before.
+func TestNodeTellsOfAStartOnceOverContinueAsNew(t *testing.T) {
+	for _, told := range []string{"one", ""} {
+		a := newAgents(t)
+		a.environment.RegisterDelayedCallback(a.environment.CancelWorkflow, time.Minute)
+		a.environment.ExecuteWorkflow(workspace.NodeWorkflow, workspace.NodeInput{Node: "node-1", State: &workspace.NodeState{
+			Info: registration("one").Info, Phase: workspace.NodeReady, Epoch: 4, Announced: workspace.NodeNews{Node: "node-1", Epoch: 4, Incarnation: told},
+		}})
+		if told != "" {
+			require.Empty(t, a.news)
+			continue
+		}
+		require.Equal(t, []workspace.NodeNews{{Node: "node-1", Epoch: 5, Incarnation: "one"}}, a.news)
+	}
 }
 
 // A time-out that comes much later than it was due says that the control plane was away, not the node.
@@ -407,7 +449,7 @@ func TestNodeSeesThatTheControlPlaneWasAway(t *testing.T) {
 		require.Equal(t, workspace.NodeReady, state.Phase)
 		require.Equal(t, away, !state.AwayAt.IsZero(), late)
 		require.Nil(t, state.Loss)
-		require.Empty(t, a.news, "nobody is told anything of a node that was never lost")
+		require.Equal(t, []workspace.NodeNews{{Node: "node-1", Epoch: 1, Incarnation: "one"}}, a.news, "nobody is told of a loss")
 	}
 }
 
@@ -424,13 +466,15 @@ func TestNodeThatStaysStoppedIsLost(t *testing.T) {
 		a.run(time.Hour)
 		if again {
 			require.Equal(t, workspace.NodeReady, later.Phase)
-			require.Empty(t, a.news)
+			require.Len(t, a.news, 2)
+			require.False(t, a.lost(1).Lost)
+			require.Equal(t, "two", a.lost(1).Incarnation)
 			continue
 		}
 		require.Nil(t, stopped.Loss)
 		require.NotNil(t, later.Loss)
 		require.Equal(t, a.begin.Add(61*time.Second).UTC(), later.Loss.Heard.UTC())
-		require.True(t, a.lost(0).Lost)
+		require.True(t, a.lost(1).Lost)
 	}
 }
 
@@ -511,5 +555,5 @@ func TestNodeOrders(t *testing.T) {
 	for _, news := range a.news {
 		words = append(words, news.Word)
 	}
-	require.Equal(t, []string{"", "ada", "bobada", ""}, words)
+	require.Equal(t, []string{"", "", "ada", "bobada", ""}, words)
 }

@@ -137,6 +137,7 @@ const (
 	imagePromise   = 20 * time.Minute
 	contentPromise = 12 * time.Hour // hundreds of gigabytes over a slow link
 	runPromise     = 4 * time.Minute
+	findPromise    = time.Minute // a look at the node's disk and engine
 	discardPromise = 2 * time.Minute
 
 	haltAttempt   = 2 * time.Hour // a grace may be an hour

@@ -57,6 +57,7 @@ func (w *entity) hear(ctx workflow.Context, news workspace.NodeNews) {
 	}
 	delete(w.lost, news.Node)
 	w.back(news.Node, true)
+	w.restarted(ctx, news)
 	loss := w.state.Loss
 	switch {
 	case loss == nil || loss.Node != news.Node:
@@ -114,7 +115,7 @@ func (w *entity) waitsForItsNode() bool {
 		return false
 	}
 	switch w.state.Operation.Kind {
-	case workspace.OperationBackup, workspace.OperationSnapshot, workspace.OperationAdopt:
+	case workspace.OperationBackup, workspace.OperationSnapshot, workspace.OperationAdopt, workspace.OperationFind:
 		return true
 	case workspace.OperationStop, workspace.OperationRelease:
 		return w.state.Operation.Step == workspace.StepRemove // of content that every store has
@@ -200,7 +201,7 @@ func (w *entity) wait(ctx workflow.Context, why string, until time.Time) {
 	loss := w.state.Loss
 	loss.Waiting, loss.NextLook = why, until
 	w.state.Block = nil
-	w.enter(ctx, workspace.Recovering, fmt.Sprintf("node %s is lost; %s", loss.Node, why))
+	w.enter(ctx, workspace.Recovering, loss.What()+"; "+why)
 	w.describeNow(ctx)
 }
 
@@ -211,7 +212,7 @@ func (w *entity) adopt(ctx workflow.Context) error {
 	w.step(ctx, workspace.StepRun, "on node "+instance.Node+", which has returned")
 	err := w.startAgain(ctx, instance)
 	if err == nil {
-		w.state.Loss, w.state.Block = nil, nil
+		w.state.Loss, w.state.Look, w.state.Block = nil, nil, nil
 		w.enter(ctx, workspace.Running, "on node "+instance.Node+", which was away for a while; nothing was lost")
 		return nil
 	}
@@ -222,6 +223,7 @@ func (w *entity) adopt(ctx workflow.Context) error {
 		return err
 	case kind == workspace.ErrorContentMissing && w.state.Head != nil:
 		// It came back without its disk.
+		loss.Gone = true
 		w.replace(ctx, "node "+instance.Node+" came back without it")
 		w.wait(ctx, "it came back without the content", workflow.Now(ctx))
 		return err
@@ -243,7 +245,7 @@ func (w *entity) startAgain(ctx workflow.Context, instance *workspace.Instance) 
 	if err != nil {
 		return err
 	}
-	w.step(ctx, workspace.StepRun, "on node "+instance.Node+", which has returned")
+	w.step(ctx, workspace.StepRun, "on node "+instance.Node+", which is there again")
 	var started workspace.StartInstanceResult
 	if err := workflow.ExecuteActivity(forStart(ctx, instance.Node, "find the instance, or start it again", runPromise, priorityRecover),
 		workspace.ActivityStartInstance, workspace.StartInstanceInput{
@@ -258,7 +260,7 @@ func (w *entity) startAgain(ctx workflow.Context, instance *workspace.Instance) 
 // recover makes an instance elsewhere, of the newest verified snapshot. What fails is tried again later by itself, unless
 // only a person can mend it.
 func (w *entity) recover(ctx workflow.Context) error {
-	w.enter(ctx, workspace.Recovering, "node "+w.state.Loss.Node+" is lost; it is gone on elsewhere")
+	w.enter(ctx, workspace.Recovering, w.state.Loss.What()+"; it is gone on elsewhere")
 	// invariant 4: nobody is asked here, so that a store which may hold something newer is waited for.
 	if err := w.chooseHead(ctx, ""); err != nil {
 		return w.notYet(ctx, err)
@@ -332,7 +334,7 @@ func (w *entity) mayReplace(ctx workflow.Context) error {
 func (w *entity) replace(ctx workflow.Context, why string) {
 	instance, loss := w.state.Instance, w.state.Loss
 	w.state.Recovery = &workspace.Recovery{
-		From: loss.Node, Token: instance.Token, LostAt: loss.At, LostWork: workspace.LostWork(w.state, loss.At),
+		From: loss.Node, Token: instance.Token, LostAt: loss.At, LostWork: workspace.LostWork(w.state, loss.At), Gone: loss.Gone,
 	}
 	if w.state.Head != nil {
 		w.state.Recovery.Snapshot = w.state.Head.Snapshot
@@ -382,7 +384,7 @@ func (w *entity) notYet(ctx workflow.Context, err error) error {
 		}
 	}
 	w.state.Loss = nil
-	w.block(ctx, kind, "node "+loss.Node+" was lost, and going on elsewhere failed: "+words,
+	w.block(ctx, kind, loss.What()+", and going on elsewhere failed: "+words,
 		fmt.Sprintf("mend the cause, then `holdfast start %s`; `holdfast snapshots %s` lists the versions", w.state.Name, w.state.Name))
 	return err
 }

@@ -100,7 +100,7 @@ func (w *entity) describeNow(ctx workflow.Context) {
 		line("content kept on node %s: %s", kept.Node, kept.Why)
 	}
 	if loss := w.state.Loss; loss != nil {
-		line("node %s is lost since %s: %s", loss.Node, loss.At.UTC().Format("2006-01-02 15:04:05 MST"), loss.Waiting)
+		line("%s since %s: %s", loss.What(), loss.At.UTC().Format("2006-01-02 15:04:05 MST"), loss.Waiting)
 	}
 	if recovery := w.state.Recovery; recovery != nil {
 		line("%s", recovery.Words())

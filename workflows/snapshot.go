@@ -188,7 +188,9 @@ func (w *entity) timedSnapshot(ctx workflow.Context) error {
 		known.Failures++
 		known.LastFailure = &workspace.SnapshotFailure{Time: workflow.Now(ctx), Step: w.state.Operation.Step, Type: timeoutOr(err, kind), Error: words}
 	}
-	w.scheduleSnapshot(ctx)
+	if !temporal.IsCanceledError(err) || w.interruptedBy != workspace.OperationFind {
+		w.scheduleSnapshot(ctx) // else it is due still
+	}
 	return err
 }
 

@@ -71,7 +71,7 @@ func (w *entity) mayInterrupt(by workspace.OperationKind) bool {
 	case workspace.OperationStop:
 		switch w.state.Operation.Kind {
 		case workspace.OperationStart, workspace.OperationRestore, workspace.OperationBackup, workspace.OperationSnapshot,
-			workspace.OperationRecover, workspace.OperationAdopt:
+			workspace.OperationRecover, workspace.OperationAdopt, workspace.OperationFind:
 			return true // a start that a person gives up is undone; it may be waiting for a git server or an upload
 		case workspace.OperationRelease:
 			return step == workspace.StepRepair
@@ -135,6 +135,8 @@ func (w *entity) validateStart(request workspace.StartRequest) error {
 		return w.refuse("it is being deleted")
 	case w.waitingFor(workspace.OperationRecover) || w.waitingFor(workspace.OperationAdopt):
 		return w.refuse("it is being recovered after the loss of its node; follow it with `holdfast why %s`", w.state.Name)
+	case w.waitingFor(workspace.OperationFind) && w.state.Phase == workspace.Recovering:
+		return w.refuse("it is being started again on its node; follow it with `holdfast why %s`", w.state.Name)
 	case w.state.Phase == workspace.Running && !w.waitingFor(workspace.OperationStop):
 		return w.refuse("it is running on node %s", w.state.Instance.Node)
 	case w.state.Incomplete:

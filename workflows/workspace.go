@@ -82,6 +82,10 @@ func (w *entity) run(ctx workflow.Context) error {
 			if err := w.decide(ctx); err != nil {
 				return err
 			}
+		case w.findDue(ctx):
+			if err := w.perform(ctx, w.findCommand(ctx)); err != nil {
+				return err
+			}
 		case w.releasable():
 			if err := w.perform(ctx, w.releaseCommand(ctx)); err != nil {
 				return err
@@ -117,6 +121,9 @@ func (w *entity) idle(ctx workflow.Context) error {
 	due, what := w.nextSnapshot(), "the next snapshot"
 	if look := w.nextLook(); !look.IsZero() && (due.IsZero() || look.Before(due)) {
 		due, what = look, "ask about the lost node again"
+	}
+	if find, ok := w.nextFind(); ok && (due.IsZero() || find.Before(due)) {
+		due, what = find, "look for the instance again"
 	}
 	if due.IsZero() {
 		return workflow.Await(ctx, asked)
@@ -158,6 +165,8 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 		err = w.recover(operationCtx)
 	case workspace.OperationAdopt:
 		err = w.adopt(operationCtx)
+	case workspace.OperationFind:
+		err = w.find(operationCtx)
 	case workspace.OperationSalvage:
 		err = w.salvage(operationCtx)
 	}
@@ -191,11 +200,14 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 		w.logger.Info("operation ended without doing what was asked", "operation", operation.Kind, "type", operation.ErrorType)
 	}
 	w.state.Operation = nil
-	if operation.Kind == workspace.OperationSnapshot {
-		return // told in Protection: hundreds a day would push out what people asked for
+	if w.state.Looked() == nil {
+		w.state.Look = nil // of an instance that is over
+	}
+	if operation.Kind == workspace.OperationSnapshot || operation.Kind == workspace.OperationFind && operation.Step == workspace.StepFind {
+		return // told in Protection and in Look: hundreds a day would push out what people asked for
 	}
 	if last := len(w.state.Recent) - 1; last >= 0 && operation.Failed && w.state.Recent[last].Kind == operation.Kind && w.state.Recent[last].Error == operation.Error &&
-		(operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt || operation.Kind == workspace.OperationSalvage) {
+		(operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt || operation.Kind == workspace.OperationFind || operation.Kind == workspace.OperationSalvage) {
 		w.state.Recent = append([]workspace.Operation(nil), w.state.Recent[:last]...) // the same again is told once
 	}
 	w.state.Recent = append(w.state.Recent, *operation)

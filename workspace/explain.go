@@ -157,6 +157,8 @@ func doing(state State, e Explanation, now time.Time) string {
 		return orElse(doingAfterLoss(state, now), "Nothing at this moment.")
 	case len(state.Waiting) > 0:
 		fmt.Fprintf(&text, "%s: accepted, about to begin", state.Waiting[0].Kind)
+	case state.Phase == Running && state.Looked() != nil:
+		return strings.TrimSpace(lookNote(state))
 	case state.Phase == Running:
 		return "Nothing: it is running."
 	case state.Phase == Stopped && state.Kept != nil && state.Kept.Snapshot == "":
@@ -183,7 +185,7 @@ func doing(state State, e Explanation, now time.Time) string {
 	if len(state.Waiting) > 0 && state.Operation != nil {
 		fmt.Fprintf(&text, "; then: %s", state.Waiting[0].Kind)
 	}
-	return text.String() + "." + lossNote(state)
+	return text.String() + "." + lossNote(state) + lookNote(state)
 }
 
 // safe lists where the content is, newest first. It claims only what the state records.

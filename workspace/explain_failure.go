@@ -75,7 +75,7 @@ var typedFailures = map[ErrorType]Failure{
 
 // nodeActivities run on a node's agent.
 var nodeActivities = map[string]bool{
-	ActivityPrepareImage: true, ActivityPrepareContent: true, ActivityStartInstance: true, ActivityStopInstance: true,
+	ActivityPrepareImage: true, ActivityPrepareContent: true, ActivityStartInstance: true, ActivityStopInstance: true, ActivityFindInstance: true,
 	ActivityBackup: true, ActivityVerify: true, ActivityCommit: true, ActivityRepair: true,
 	ActivityRemoveInstance: true, ActivityDiscardInstance: true,
 }

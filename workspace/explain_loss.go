@@ -10,10 +10,20 @@ import (
 // doingAfterLoss says what is being done about a loss while no operation is under way; empty when there is none.
 func doingAfterLoss(state State, now time.Time) string {
 	loss := state.Loss
+	if look := state.Looked(); look != nil && loss == nil && state.Phase == Recovering {
+		text := sentence("It does not run: node " + look.Node + " was started again, and its instance has ended")
+		if look.Why != "" {
+			text += " " + sentence("Starting it again there failed: "+look.Why)
+		}
+		if look.Next.After(now) {
+			text += fmt.Sprintf(" It is tried again in %s.", duration(look.Next.Sub(now)))
+		}
+		return text
+	}
 	if loss == nil || state.Phase != Recovering {
 		return ""
 	}
-	text := fmt.Sprintf("Nothing runs that can be reached: node %s is lost since %s. ", loss.Node, loss.At.UTC().Format("15:04:05 UTC"))
+	text := fmt.Sprintf("Nothing runs that can be reached: %s since %s. ", loss.What(), loss.At.UTC().Format("15:04:05 UTC"))
 	if loss.Waiting != "" {
 		text += sentence("It waits: " + loss.Waiting)
 	}
@@ -29,6 +39,19 @@ func lossNote(state State) string {
 		return ""
 	}
 	return fmt.Sprintf(" Node %s is lost since %s: it goes on when the node returns.", state.Loss.Node, state.Loss.At.UTC().Format("15:04:05 UTC"))
+}
+
+// lookNote is said beside what is done while it is not known whether the instance runs.
+func lookNote(state State) string {
+	look := state.Looked()
+	if look == nil || state.Phase != Running || state.Operation != nil && state.Operation.Kind == OperationFind {
+		return ""
+	}
+	text := fmt.Sprintf(" The agent of node %s was started again: whether the instance still runs is not known yet", look.Node)
+	if look.Why != "" {
+		text += ", because looking for it failed: " + look.Why
+	}
+	return sentence(text)
 }
 
 // safeAfterLoss says what a loss costs, or cost.
@@ -51,6 +74,8 @@ func safeAfterLoss(state State) []string {
 func recoveringActions(state State, command func(verb, more string) string, add func(command, does string)) {
 	loss := state.Loss
 	if loss == nil {
+		add("holdfast node list", "shows which nodes answer")
+		add(command("stop", ""), "backs up what is on the node, instead of starting it again")
 		return
 	}
 	if !loss.Replaced && state.Head != nil {

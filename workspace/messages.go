@@ -211,6 +211,17 @@ type StartInstanceResult struct {
 	Container string `json:"container"`
 }
 
+// FindInstanceInput asks a node whether an instance that ran there still does.
+type FindInstanceInput struct {
+	Target Target `json:"target"`
+}
+
+// FindInstanceResult says what the node found beside the instance's content, which it has: that it lacks it is an error.
+type FindInstanceResult struct {
+	Runs   bool   `json:"runs"`             // also while it is paused
+	Status string `json:"status,omitempty"` // of its container; empty when there is none
+}
+
 // StopInstanceInput asks a node to stop an instance: nothing of it runs afterwards.
 type StopInstanceInput struct {
 	Target       Target `json:"target"`

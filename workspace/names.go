@@ -125,6 +125,7 @@ const (
 	ActivityPrepareContent  = "PrepareContent"
 	ActivityStartInstance   = "StartInstance"
 	ActivityStopInstance    = "StopInstance"
+	ActivityFindInstance    = "FindInstance"
 	ActivityBackup          = "Backup"
 	ActivityVerify          = "Verify"
 	ActivityCommit          = "Commit"

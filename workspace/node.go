@@ -66,8 +66,8 @@ type NodeLoss struct {
 	Proceed string `json:"proceed,omitempty"`
 }
 
-// NodeNews is the signal to a node's workspaces: that it is lost, or that it has its lease again. It is a reason to ask
-// the node's workflow, never the deciding fact: late and repeated news change nothing.
+// NodeNews is the signal to a node's workspaces: that it is lost, that it has its lease again, or that another start of
+// its agent has it. It is a reason to ask, never the deciding fact: late and repeated news change nothing.
 type NodeNews struct {
 	Node  string `json:"node"`
 	Epoch uint64 `json:"epoch"`
@@ -77,6 +77,8 @@ type NodeNews struct {
 	Heard time.Time `json:"heard,omitzero"`
 	// Word is what a person has said of the loss: a reason to look again at once.
 	Word string `json:"word,omitempty"`
+	// Incarnation is the start of the agent that has the lease now: what an earlier one left running may have ended with it.
+	Incarnation string `json:"incarnation,omitempty"`
 }
 
 // NodeOrderKind is what a person says of a node.

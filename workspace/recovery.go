@@ -14,6 +14,8 @@ type Loss struct {
 	// Replaced is set before the record of a new instance is written: from then on what is on the node is not the
 	// newest content any more, whether the record was written or not.
 	Replaced bool `json:"replaced,omitempty"`
+	// Gone is set when the node is there, and has not got the content any more.
+	Gone bool `json:"gone,omitempty"`
 	// Waiting is why nothing is done at this moment, and NextLook when it is looked at again.
 	Waiting  string    `json:"waiting,omitempty"`
 	NextLook time.Time `json:"next_look,omitzero"`
@@ -31,13 +33,48 @@ type Recovery struct {
 	// LostWork bounds what was lost: the time from the snapshot, or from the instance's start when nothing was
 	// snapshotted since, until the loss was decided. A node that is only cut off may have gone on until then.
 	LostWork time.Duration `json:"lost_work"`
+	Gone     bool          `json:"gone,omitempty"` // Loss.Gone
+}
+
+// What says what was lost: the node, or only what it had.
+func (l *Loss) What() string {
+	if l.Gone {
+		return "node " + l.Node + " is there without its content"
+	}
+	return "node " + l.Node + " is lost"
+}
+
+// Look is that an instance which ran has to be looked for: another start of its node's agent has the lease, and what the
+// one before left running may have ended with the machine.
+type Look struct {
+	Node        string    `json:"node"`
+	Token       uint64    `json:"token"`
+	Incarnation string    `json:"incarnation"`
+	Since       time.Time `json:"since"`
+	// Why is what kept it from being found, Next when it is looked for again, after Attempts.
+	Why      string    `json:"why,omitempty"`
+	Next     time.Time `json:"next,omitzero"`
+	Attempts int       `json:"attempts,omitempty"`
+}
+
+// Looked is the look that has to be made for the instance there is; nil when none has.
+func (s *State) Looked() *Look {
+	if s.Look == nil || s.Instance == nil || s.Look.Node != s.Instance.Node || s.Look.Token != s.Instance.Token {
+		return nil
+	}
+	return s.Look
 }
 
 // Words says what happened and what it cost.
 func (r *Recovery) Words() string {
-	text := fmt.Sprintf("node %s was lost; it runs on node %s, from snapshot %s", r.From, r.To, Short(r.Snapshot))
+	text := "node " + r.From + " was lost; it "
+	if r.Gone {
+		text = "node " + r.From + " had lost its content; it "
+	}
 	if r.To == "" {
-		text = fmt.Sprintf("node %s was lost; it goes on from snapshot %s", r.From, Short(r.Snapshot))
+		text += "goes on from snapshot " + Short(r.Snapshot)
+	} else {
+		text += fmt.Sprintf("runs on node %s, from snapshot %s", r.To, Short(r.Snapshot))
 	}
 	if r.LostWork <= 0 {
 		return text + ": nothing was lost"

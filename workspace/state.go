@@ -67,6 +67,8 @@ type State struct {
 
 	// Loss is set while the node that has the newest content is lost.
 	Loss *Loss `json:"loss,omitempty"`
+	// Look is set while it is not known whether the instance still runs.
+	Look *Look `json:"look,omitempty"`
 	// Recovery is what the last loss of a node cost, until the workspace is stopped or started again.
 	Recovery *Recovery `json:"recovery,omitempty"`
 }
@@ -198,6 +200,9 @@ const (
 	OperationSalvage OperationKind = "salvage"
 	// OperationAdopt finds the instance again on a node that has returned, or starts it there again.
 	OperationAdopt OperationKind = "adopt"
+	// OperationFind looks whether the instance still runs after another start of its node's agent, and starts it again
+	// there when it does not. One that found it running is not among the recent ones.
+	OperationFind OperationKind = "find"
 	// OperationRelease brings late providers up to date and then removes content that stayed on a node.
 	OperationRelease OperationKind = "release"
 	// OperationSnapshot is the snapshot that a timer makes while the workspace runs. It is not among the recent ones: what
@@ -270,6 +275,7 @@ const (
 	StepRemove   Step = "removing the instance from its node"
 	StepDelete   Step = "deleting"
 	StepLook     Step = "asking about its node"
+	StepFind     Step = "looking whether the instance runs"
 )
 
 // Block is why a workspace waits for a person.

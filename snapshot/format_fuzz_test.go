@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"testing"
+	"time"
 )
 
 // The decoders meet bytes that a hostile or broken store hands out. None may panic, and what one accepts must keep the
@@ -24,6 +25,40 @@ func FuzzKeyFile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if file, err := decodeKeyFile(data); err == nil && 128*int64(file.N)*int64(file.R) > maxScryptMemory {
 			t.Fatal("accepted a cost beyond the limit")
+		}
+	})
+}
+
+func FuzzMasterKey(f *testing.F) {
+	f.Add([]byte(`{"mac":{"k":"AAAAAAAAAAAAAAAAAAAAAA==","r":"AAAAAAAAAAAAAAAAAAAAAA=="},"encrypt":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		key, err := decodeMasterKey(data)
+		if err != nil {
+			return
+		}
+		box, err := newEnvelope(key)
+		if err != nil {
+			t.Fatalf("accepted a key that cannot be used: %v", err)
+		}
+		if opened, err := box.open(nil, box.seal(nil, data)); err != nil || !bytes.Equal(opened, data) {
+			t.Fatal("a key does not open what it sealed")
+		}
+	})
+}
+
+func FuzzLock(f *testing.F) {
+	f.Add([]byte(`{"time":"2001-02-03T04:05:06Z","exclusive":true,"hostname":"h","username":"u","pid":17,"uid":0,"gid":0}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		file, err := decodeLock(data)
+		if err != nil {
+			return
+		}
+		if len(data) > maxLockSize {
+			t.Fatal("accepted a lock beyond the limit")
+		}
+		// Whatever a lock says of itself, one that a store has only just been given is held.
+		if file.leftOver(time.Now(), 0, "", func(int) bool { return false }) {
+			t.Fatalf("left over as soon as it is there: %+v", file)
 		}
 	})
 }

@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
@@ -37,8 +36,8 @@ func (b indexBlob) location(pack blobID) blobLocation {
 // decodeIndex reads and checks an index file's JSON.
 func decodeIndex(plain []byte) (indexFile, error) {
 	var file indexFile
-	if err := json.Unmarshal(plain, &file); err != nil {
-		return file, fmt.Errorf("decoding an index: %w: %w", ErrDamaged, err)
+	if err := decodeJSON(plain, indexCost(), &file); err != nil {
+		return file, err
 	}
 	for _, pack := range file.Packs {
 		for _, blob := range pack.Blobs {

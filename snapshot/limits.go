@@ -7,6 +7,15 @@ const (
 	maxBlobSize = 64 << 20
 	// maxTreeSize bounds the JSON of one directory: about 700,000 entries.
 	maxTreeSize = 256 << 20
+	// maxTreeMemory, maxIndexMemory and maxSnapshotMemory bound what the JSON of a directory, an index file and a snapshot
+	// file becomes when it is decoded: 1.3 million entries, 5.6 million blobs, 1.4 million omissions.
+	maxTreeMemory     = 384 << 20
+	maxIndexMemory    = 256 << 20
+	maxSnapshotMemory = 64 << 20
+	// maxJSONDepth is how deep encoding/json goes.
+	maxJSONDepth = 10_000
+	// maxLockSize bounds a lock file's JSON, which has some 300 bytes. Locks are read whole, all of them, before any is believed.
+	maxLockSize = 64 << 10
 	// maxHeaderSize bounds a pack's sealed header; restic has the same limit.
 	maxHeaderSize = 16 << 20
 	// maxPackSize bounds a pack file, because offsets in it have 32 bits.

@@ -284,7 +284,7 @@ func (r *Repository) otherLocks(ctx context.Context, own blobID) ([]otherLock, l
 		other := otherLock{key: key}
 		plain, _, err := r.loadFile(ctx, l, key)
 		if err == nil {
-			err = json.Unmarshal(plain, &other.file)
+			other.file, err = decodeLock(plain)
 		}
 		if ctx.Err() != nil {
 			return nil, l, ctx.Err()
@@ -296,6 +296,17 @@ func (r *Repository) otherLocks(ctx context.Context, own blobID) ([]otherLock, l
 		others = append(others, other)
 	}
 	return others, l, nil
+}
+
+func decodeLock(plain []byte) (lockFile, error) {
+	var file lockFile
+	if len(plain) > maxLockSize {
+		return file, fmt.Errorf("decoding a lock of %d bytes: %w", len(plain), ErrLimitExceeded)
+	}
+	if err := json.Unmarshal(plain, &file); err != nil {
+		return file, fmt.Errorf("decoding a lock: %w: %w", ErrDamaged, err)
+	}
+	return file, nil
 }
 
 // isLock is false for what has another name than a lock file: stock restic writes to a file beside it, and renames that,

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -81,8 +80,8 @@ func kindOf(tags []string) Kind {
 
 func decodeSnapshot(plain []byte) (snapshotFile, error) {
 	var file snapshotFile
-	if err := json.Unmarshal(plain, &file); err != nil {
-		return file, fmt.Errorf("decoding a snapshot: %w: %w", ErrDamaged, err)
+	if err := decodeJSON(plain, snapshotCost(), &file); err != nil {
+		return file, err
 	}
 	if file.Tree == nil {
 		return file, fmt.Errorf("decoding a snapshot: it has no tree: %w", ErrDamaged)

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -11,9 +10,6 @@ import (
 // A tree blob is the JSON of one directory, {"nodes":[…]} and a newline, its nodes strictly ascending by the bytes of
 // their names. The bytes are those that restic's encoding/json writes, so that equal directories have equal ids
 // whichever program stored them.
-
-// wireNode is what decoding fills: the name in it is quoted.
-type wireNode node
 
 // jsonTime keeps a time within the years that JSON can hold.
 func jsonTime(t time.Time) time.Time {
@@ -32,18 +28,18 @@ func decodeTree(plain []byte) ([]node, error) {
 	if len(plain) > maxTreeSize {
 		return nil, fmt.Errorf("decoding a tree of %d bytes: %w", len(plain), ErrLimitExceeded)
 	}
+	// The names in it are quoted until normalise.
 	var wire struct {
-		Nodes *[]wireNode `json:"nodes"`
+		Nodes *[]node `json:"nodes"`
 	}
-	if err := json.Unmarshal(plain, &wire); err != nil {
-		return nil, fmt.Errorf("decoding a tree: %w: %w", ErrDamaged, err)
+	if err := decodeJSON(plain, treeCost(), &wire); err != nil {
+		return nil, err
 	}
 	if wire.Nodes == nil {
 		return nil, fmt.Errorf("decoding a tree: it has no nodes: %w", ErrDamaged)
 	}
-	nodes := make([]node, len(*wire.Nodes))
-	for i := range *wire.Nodes {
-		nodes[i] = node((*wire.Nodes)[i])
+	nodes := *wire.Nodes
+	for i := range nodes {
 		if err := nodes[i].normalise(); err != nil {
 			return nil, fmt.Errorf("decoding a tree, entry %d: %w", i, err)
 		}

@@ -15,11 +15,11 @@ import (
 // referenceTree encodes a tree with encoding/json, as restic does.
 func referenceTree(nodes []node) ([]byte, error) {
 	type wireTree struct {
-		Nodes []wireNode `json:"nodes"`
+		Nodes []node `json:"nodes"`
 	}
-	tree := wireTree{Nodes: make([]wireNode, len(nodes))}
+	tree := wireTree{Nodes: make([]node, len(nodes))}
 	for i, n := range nodes {
-		wire := wireNode(n)
+		wire := n
 		quoted := strconv.Quote(n.Name)
 		wire.Name = quoted[1 : len(quoted)-1]
 		wire.ModTime, wire.AccessTime, wire.ChangeTime = jsonTime(n.ModTime), jsonTime(n.AccessTime), jsonTime(n.ChangeTime)

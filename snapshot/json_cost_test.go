@@ -29,8 +29,12 @@ func TestSmallJSONThatBecomesLarge(t *testing.T) {
 		{"the tags of a snapshot", `{"tags":[`, `]}`, snapshotCost(), 2, func(b []byte) error { _, err := decodeSnapshot(b); return err }},
 		{"the omissions of a snapshot", `{"holdfast":{"omissions":[`, `]}}`, snapshotCost(), 3, func(b []byte) error { _, err := decodeSnapshot(b); return err }},
 	}
-	for _, d := range decoders {
-		for _, element := range []string{`{}`, `[]`, `1`, `""`, `null`, ` { } `, `{"a":[]}`, `"\\\","`} {
+	for i, d := range decoders {
+		elements := []string{`{}`, `1`}
+		if i == 0 {
+			elements = append(elements, `[]`, `""`, `null`, ` { } `, `{"a":[]}`, `"\\\","`)
+		}
+		for _, element := range elements {
 			t.Run(d.name+" "+element, func(t *testing.T) {
 				count := int(d.cost.budget/int64(d.cost.elements[d.depth])) + 1
 				document := []byte(d.head + strings.Repeat(element+",", count) + element + d.tail)

@@ -25,7 +25,7 @@ func demoContent(dir string) (string, error) {
 		}
 		dir = filepath.Join(strings.TrimSpace(string(root)), "src")
 	}
-	dir, err := readableDirectory(dir)
+	dir, err := readableDirectory("--content", dir)
 	if err != nil {
 		return "", err
 	}

@@ -110,7 +110,7 @@ func (plan *startPlan) readSource(c *cli.Context) error {
 	source := &plan.request.Source
 	switch given[0] {
 	case "--from-dir":
-		dir, err := readableDirectory(c.String("from-dir"))
+		dir, err := readableDirectory("--from-dir", c.String("from-dir"))
 		if err != nil {
 			return err
 		}
@@ -140,21 +140,22 @@ func (plan *startPlan) readSource(c *cli.Context) error {
 	return nil
 }
 
-func readableDirectory(path string) (string, error) {
+// readableDirectory is the whole path of a directory that can be opened; what is wrong with it names the flag that gave it.
+func readableDirectory(flag, path string) (string, error) {
 	dir, err := filepath.Abs(path)
 	if err != nil {
-		return "", usage("--from-dir: %w", err)
+		return "", usage("%s: %w", flag, err)
 	}
 	info, err := os.Stat(dir)
 	switch {
 	case err != nil:
-		return "", usage("--from-dir: %w", err)
+		return "", usage("%s: %w", flag, err)
 	case !info.IsDir():
-		return "", usage("--from-dir: %s is not a directory", dir)
+		return "", usage("%s: %s is not a directory", flag, dir)
 	}
 	opened, err := os.Open(dir)
 	if err != nil {
-		return "", usage("--from-dir: %w", err)
+		return "", usage("%s: %w", flag, err)
 	}
 	return dir, opened.Close()
 }

@@ -1,0 +1,55 @@
+package catalog_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"testing"
+
+	"holdfast/catalog"
+	"holdfast/storage"
+	"holdfast/storage/storagetest"
+	"holdfast/workspace"
+)
+
+// FuzzCatalogObjects: whatever a store hands out as an instance record and a commit, the head is either what they say or an
+// error, never something else (invariants 3 and 10).
+func FuzzCatalogObjects(f *testing.F) {
+	f.Add([]byte(`{"workspace_id":"a","token":1,"node":"n","base":""}`), []byte(`{"token":1,"sequence":1,"snapshot":"s"}`))
+	f.Add([]byte(`{}`), []byte(``))
+	f.Add([]byte(`[]`), []byte(`null`))
+	f.Fuzz(func(t *testing.T, instance, commit []byte) {
+		ctx := context.Background()
+		provider := storagetest.NewMemory()
+		put := func(key string, data []byte) {
+			if _, err := provider.Put(ctx, key, data, storage.PutOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("catalog/workspaces/"+id+"/instances/00000000000000000001.json", instance)
+		c := catalog.New([]storage.Provider{provider}, storage.PolicyAll)
+
+		var record workspace.InstanceRecord
+		answer := c.ReadHead(ctx, id).Providers[0]
+		if wrong := json.Unmarshal(instance, &record); (wrong != nil) != (answer.Error != "") || wrong == nil && answer.Base != record.Base {
+			t.Fatalf("%+v for an instance record %q", answer, instance)
+		}
+
+		put("catalog/workspaces/"+id+"/commits/00000000000000000001/00000000000000000001.json", commit)
+		var said workspace.Commit
+		answer = c.ReadHead(ctx, id).Providers[0]
+		switch wrong := json.Unmarshal(commit, &said); {
+		case wrong != nil && answer.Error == "":
+			t.Fatalf("a damaged commit %q gives %+v", commit, answer)
+		case wrong == nil && (answer.Head == nil || answer.Head.Snapshot != said.Snapshot):
+			t.Fatalf("%+v for a commit %q", answer, commit)
+		}
+		if _, _, failed := c.Commits(ctx, id); len(failed) > 0 {
+			for _, err := range failed {
+				if !errors.Is(err, catalog.ErrDamaged) {
+					t.Fatalf("a damaged commit %q is reported as %v", commit, err)
+				}
+			}
+		}
+	})
+}

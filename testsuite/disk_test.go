@@ -133,7 +133,7 @@ func TestFullDisks(t *testing.T) {
 		before := manifest(t, content)
 		r := cli(t, s, "stop", "random", "--timeout", "60s")
 		require.Contains(t, []int{1, 5}, r.code, "%s", r)
-		why := waitSays(t, s, []string{"no space left in the object store"}, "why", "random")
+		why := waitSays(t, s, []string{"an object store has no room left", "make room in the store"}, "why", "random")
 		require.Contains(t, []workspace.Phase{workspace.Blocked, workspace.Stopping}, show(t, s, "random").Phase)
 		t.Logf("a full store is said as: %s", why.stdout)
 		_, content = contentDir(t, s, "random")

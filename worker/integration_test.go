@@ -253,15 +253,17 @@ func (s *stack) settled(phase workspace.Phase) workspace.State {
 	return state
 }
 
+// start starts atlas. No timer snapshots it: when one falls due depends on the clock, and it changes what tests compare.
 func (s *stack) start() workspace.State {
 	s.t.Helper()
+	spec := &workspace.Spec{Snapshots: workspace.SnapshotPolicy{Off: true}}
 	operation := s.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
 		ID: workspace.WorkflowID("atlas"), TaskQueue: workspace.ControlQueue, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
 	}, workspace.WorkspaceWorkflow, workspace.Input{Name: "atlas", Owner: "ada"})
 	handle, err := s.client.UpdateWithStartWorkflow(s.t.Context(), client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: operation,
 		UpdateOptions: client.UpdateWorkflowOptions{
-			UpdateName: workspace.UpdateStart, Args: []any{workspace.StartRequest{Subject: "ada", Spec: &workspace.Spec{}}},
+			UpdateName: workspace.UpdateStart, Args: []any{workspace.StartRequest{Subject: "ada", Spec: spec}},
 			WaitForStage: client.WorkflowUpdateStageCompleted,
 		},
 	})

@@ -48,8 +48,7 @@ func TestFindInstance(t *testing.T) {
 	require.Equal(t, "kept", r.read(1, "file"))
 }
 
-// Only content that is this instance's counts (invariant 5), also while a container of it runs: what it writes to is not
-// where it would be looked for.
+// Only content that is this instance's counts (invariant 5).
 func TestFindInstanceWithoutItsContent(t *testing.T) {
 	r := newRig(t, storage.PolicyAny)
 	target := r.started(1)
@@ -60,7 +59,11 @@ func TestFindInstanceWithoutItsContent(t *testing.T) {
 	require.NoError(t, find())
 	dir := r.node.Volumes.dir(id, 1)
 
+	// Nothing may be started elsewhere beside an instance that runs (A12): it is foreign, not missing.
+	name := "holdfast-" + workspace.InstanceName(id, 1)
 	require.NoError(t, os.Rename(r.content(1), dir+"/elsewhere"))
+	typed(t, find(), workspace.ErrorContentForeign)
+	r.engine.instances[name].Status = engine.StatusExited
 	typed(t, find(), workspace.ErrorContentMissing)
 	require.NoError(t, os.Rename(dir+"/elsewhere", r.content(1)))
 	require.NoError(t, find())

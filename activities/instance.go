@@ -96,12 +96,12 @@ func (n *Node) run(ctx context.Context, id string) error {
 
 // FindInstance says whether an instance that ran on this node still does, and that its content is there (invariant 5). It
 // changes nothing and waits for no other operation, so that it needs no lease.
+//
+// An instance that runs without its content in its place is ErrorContentForeign, never ErrorContentMissing: what it works
+// on is somewhere, and nothing may be started elsewhere beside it (A12).
 func (n *Node) FindInstance(ctx context.Context, input workspace.FindInstanceInput) (workspace.FindInstanceResult, error) {
 	var result workspace.FindInstanceResult
 	err := pulse.Run(ctx, n.Beater, pulse.Options{}, func(ctx context.Context) error {
-		if _, _, err := n.Volumes.usable(input.Target.WorkspaceID, input.Target.Token); err != nil {
-			return fmt.Errorf("looking for the instance: %w", err)
-		}
 		instances, err := n.Engine.List(ctx, n.labels(input.Target))
 		if err != nil {
 			return fmt.Errorf("looking for the instance: %w", err)
@@ -110,12 +110,22 @@ func (n *Node) FindInstance(ctx context.Context, input workspace.FindInstanceInp
 			result.Status = string(instance.Status)
 			result.Runs = instance.Status == engine.StatusRunning || instance.Status == engine.StatusPaused
 			if result.Runs {
-				return nil
+				break
 			}
+		}
+		_, _, err = n.Volumes.usable(input.Target.WorkspaceID, input.Target.Token)
+		switch {
+		case err != nil && result.Runs && errors.Is(err, errNoContent):
+			return fmt.Errorf("the instance runs, but on content that is not in its place: %w: %v", errForeign, err)
+		case err != nil:
+			return fmt.Errorf("looking for the instance: %w", err)
 		}
 		return nil
 	})
-	return result, classify(err)
+	if err != nil {
+		return workspace.FindInstanceResult{}, classify(err)
+	}
+	return result, nil
 }
 
 func (n *Node) labels(target workspace.Target) map[string]string {

@@ -20,7 +20,7 @@ type jsonCost struct {
 	budget   int64 // for the whole document, in bytes
 }
 
-// Each budget is several times what the largest document within its size limit costs that restic or this package writes.
+// Each budget is above what the largest document costs that its size limit allows and restic or this package writes.
 
 // treeCost: an entry takes 304 bytes, and 110 of JSON where a writer leaves out what it can, ours 350. In an entry are
 // attributes, and the ids of its content, which are smaller.

@@ -90,4 +90,13 @@ func TestKeyAmongTheUnlisted(t *testing.T) {
 	_, err = Open(t.Context(), mirror, testPassword, testOptions())
 	require.ErrorIs(t, err, faulty.ErrInjected)
 	require.False(t, errors.Is(err, ErrDamaged) || errors.Is(err, ErrWrongPassword), err)
+
+	// Nor is a password that fits no key which is there known to be wrong.
+	faults[0].Clear()
+	faults[1].Clear()
+	faults[1].Inject(faulty.Rule{Op: faulty.List, Match: keys})
+	_, err = Open(t.Context(), mirror, []byte("another"), testOptions())
+	require.ErrorIs(t, err, faulty.ErrInjected)
+	require.NotErrorIs(t, err, ErrWrongPassword)
+	require.NotContains(t, err.Error(), "nil")
 }

@@ -54,7 +54,10 @@ func openKeys(ctx context.Context, s store, password []byte, accept func(*envelo
 	}
 	if unlisted := keys.failure(); storage.Retryable(unlisted) {
 		// The key that opens may be among those that could not be listed: what is wrong with the others is not the cause.
-		return openedKey{}, fmt.Errorf("%w; of the keys that are there: %v", unlisted, errors.Join(failures...))
+		if len(failures) > 0 {
+			unlisted = fmt.Errorf("%w; of the keys that are there: %v", unlisted, errors.Join(failures...))
+		}
+		return openedKey{}, unlisted
 	} else if unlisted != nil {
 		failures = append(failures, unlisted)
 	}

@@ -77,17 +77,7 @@ func TestDeleteFailingWithEveryError(t *testing.T) {
 		for _, lost := range []bool{false, true} {
 			t.Run(kind+"/lost="+strconv.FormatBool(lost), func(t *testing.T) {
 				w := newWorld(t)
-				inject := func(activity string, _ int) error {
-					if activity == workspace.ActivityRecordDeleted {
-						return fault
-					}
-					return nil
-				}
-				if lost {
-					w.after = inject
-				} else {
-					w.fail = inject
-				}
+				w.inject(workspace.ActivityRecordDeleted, fault, lost, 1)
 				w.ask(0, workspace.UpdateStart, start())
 				w.ask(time.Minute, workspace.UpdateStop, workspace.StopRequest{})
 				w.ask(2*time.Minute, workspace.UpdateDelete, workspace.DeleteRequest{})

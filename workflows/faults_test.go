@@ -81,19 +81,24 @@ func TestEveryActivityFailingWithEveryError(t *testing.T) {
 	}
 }
 
-func failing(t *testing.T, first workspace.StartRequest, name string, fault error, lost bool, from int) {
-	w := newWorld(t)
-	inject := func(activity string, attempt int) error {
+// inject makes an activity fail from an attempt on, before its work or with its result lost.
+func (w *world) inject(name string, fault error, lost bool, from int) {
+	failure := func(activity string, attempt int) error {
 		if activity == name && attempt >= from {
 			return fault
 		}
 		return nil
 	}
 	if lost {
-		w.after = inject
+		w.after = failure
 	} else {
-		w.fail = inject
+		w.fail = failure
 	}
+}
+
+func failing(t *testing.T, first workspace.StartRequest, name string, fault error, lost bool, from int) {
+	w := newWorld(t)
+	w.inject(name, fault, lost, from)
 	last := w.life(first)
 	require.Equal(t, workspace.Running, last.Phase, "%+v\nblock %+v\ncalls %v", last.Recent, last.Block, w.calls)
 	at := fmt.Sprintf("%s/%d", last.Instance.Node, last.Instance.Token)

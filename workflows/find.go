@@ -69,7 +69,7 @@ func (w *entity) find(ctx workflow.Context) error {
 	err := workflow.ExecuteActivity(forStart(ctx, instance.Node, "look whether the instance runs", findPromise, priorityRecover),
 		workspace.ActivityFindInstance, workspace.FindInstanceInput{Target: w.target(instance)}).Get(ctx, &found)
 	if err == nil && found.Runs {
-		w.state.Look = nil
+		w.looked(look)
 		if w.state.Phase != workspace.Running {
 			w.enter(ctx, workspace.Running, "on node "+instance.Node)
 		}
@@ -82,7 +82,8 @@ func (w *entity) find(ctx workflow.Context) error {
 	var timeout *temporal.TimeoutError
 	switch kind, words := describe(err); {
 	case err == nil:
-		w.state.Look, w.state.Block = nil, nil
+		w.looked(look)
+		w.state.Block = nil
 		w.enter(ctx, workspace.Running, fmt.Sprintf("on node %s, which was started again; the instance had ended and was started again with the content that was there", instance.Node))
 		return nil
 	case temporal.IsCanceledError(err):
@@ -99,6 +100,14 @@ func (w *entity) find(ctx workflow.Context) error {
 	default:
 		w.state.Look = nil
 		return w.keep(ctx, w.target(instance), instance.Sequence, err)
+	}
+}
+
+// looked ends a look that was answered. The agent may have started once more meanwhile: that look is still to be made,
+// because the answer can be from before.
+func (w *entity) looked(look *workspace.Look) {
+	if w.state.Look == look {
+		w.state.Look = nil
 	}
 }
 

@@ -85,6 +85,25 @@ func TestInstanceThatEndedIsStartedAgain(t *testing.T) {
 	}
 }
 
+// The machine is switched off and on once more after the node has answered and before the answer is heard: the answer is
+// from before, and the instance is looked for again.
+func TestAnswerFromBeforeTheNextStart(t *testing.T) {
+	w := runningAt(t, true)
+	w.after = func(activity string, attempt int) error {
+		if activity == workspace.ActivityFindInstance && attempt == 1 {
+			w.runs["node-1/1"] = false
+			w.environment.SignalWorkflow(workspace.SignalNodeNews, workspace.NodeNews{Node: nodeOne, Epoch: 3, Incarnation: "three"})
+		}
+		return nil
+	}
+	w.restarted(time.Hour, "two", func() {})
+	after := w.look(2 * time.Hour)
+	w.run(3 * time.Hour)
+	require.Equal(t, 2, w.called(workspace.ActivityFindInstance))
+	w.requireRunsWith(after, nodeOne, "first++")
+	require.Nil(t, after.Look)
+}
+
 // The content is gone: it goes on from the newest verified snapshot, as another instance, and says what that cost and
 // that the node was not lost.
 func TestInstanceWhoseContentIsGoneIsRecovered(t *testing.T) {
@@ -144,12 +163,7 @@ func TestInstanceThatCannotBeFoundIsLookedForAgain(t *testing.T) {
 // A node that is lost while its instance is looked for is gone on without, as any other.
 func TestLossWhileTheInstanceIsLookedFor(t *testing.T) {
 	w := runningAt(t, true)
-	w.fail = func(activity string, _ int) error {
-		if activity == workspace.ActivityFindInstance {
-			return errors.New("the engine does not answer")
-		}
-		return nil
-	}
+	w.inject(workspace.ActivityFindInstance, errors.New("the engine does not answer"), false, 1)
 	w.restarted(time.Hour, "two", func() { w.runs["node-1/1"] = false })
 	w.lose(time.Hour+10*time.Second, nodeOne)
 	after := w.look(time.Hour + 10*time.Minute)
@@ -161,12 +175,7 @@ func TestLossWhileTheInstanceIsLookedFor(t *testing.T) {
 // A stop is a stop, whatever became of the container.
 func TestStopWhileTheInstanceIsLookedFor(t *testing.T) {
 	w := runningAt(t, true)
-	w.fail = func(activity string, _ int) error {
-		if activity == workspace.ActivityFindInstance {
-			return errors.New("the engine does not answer")
-		}
-		return nil
-	}
+	w.inject(workspace.ActivityFindInstance, errors.New("the engine does not answer"), false, 1)
 	w.restarted(time.Hour, "two", func() { w.runs["node-1/1"] = false })
 	w.ask(time.Hour+5*time.Second, workspace.UpdateStop, workspace.StopRequest{})
 	after := w.look(time.Hour + time.Minute)

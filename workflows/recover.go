@@ -208,11 +208,12 @@ func (w *entity) wait(ctx workflow.Context, why string, until time.Time) {
 // adopt goes on with the instance that was on the node when it went away. It is found running, or started again where it
 // was: a machine that was switched off has stopped it.
 func (w *entity) adopt(ctx workflow.Context) error {
-	instance := w.state.Instance
+	instance, look := w.state.Instance, w.state.Look
 	w.step(ctx, workspace.StepRun, "on node "+instance.Node+", which has returned")
 	err := w.startAgain(ctx, instance)
 	if err == nil {
-		w.state.Loss, w.state.Look, w.state.Block = nil, nil, nil
+		w.looked(look)
+		w.state.Loss, w.state.Block = nil, nil
 		w.enter(ctx, workspace.Running, "on node "+instance.Node+", which was away for a while; nothing was lost")
 		return nil
 	}

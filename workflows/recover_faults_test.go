@@ -42,17 +42,7 @@ func TestLossesWithEveryActivityFailingWithEveryError(t *testing.T) {
 				for _, from := range []int{1, 2, 3} {
 					t.Run(fmt.Sprintf("%s/%s/lost=%t/from=%d", name, kind, lost, from), func(t *testing.T) {
 						w := newWorld(t)
-						inject := func(activity string, attempt int) error {
-							if activity == name && attempt >= from {
-								return fault
-							}
-							return nil
-						}
-						if lost {
-							w.after = inject
-						} else {
-							w.fail = inject
-						}
+						w.inject(name, fault, lost, from)
 						last := w.lifeWithLosses()
 						require.Equal(t, workspace.Running, last.Phase, "%+v\nblock %+v\nloss %+v\ncalls %v", last.Recent, last.Block, last.Loss, w.calls)
 						at := fmt.Sprintf("%s/%d", last.Instance.Node, last.Instance.Token)

@@ -81,15 +81,7 @@ func Explain(state State, pending []PendingActivity, now time.Time) Explanation 
 			e.Progress, e.Far = checkpoint, checkpoint.words(activity.Name == ActivityBackup)
 		}
 	}
-	if block := state.Block; state.Phase == Blocked && block != nil && e.Failure == nil && strings.Contains(block.Message, ": ") {
-		// The chain of causes is told once, as an error; what it means is the reason.
-		failure := ExplainFailure("", string(block.Type), block.Message)
-		failure.Waits = false
-		e.Failure = &failure
-		if e.Reason == block.Message {
-			e.Reason = failure.Words
-		}
-	}
+	explainBlock(&e, state)
 	e.RecoveryPoint = RecoveryPointOf(state, now)
 	for _, result := range state.Hooks {
 		if result.Failed() {
@@ -100,6 +92,24 @@ func Explain(state State, pending []PendingActivity, now time.Time) Explanation 
 	e.Safe = safe(state, now)
 	e.Can = can(state, e)
 	return e
+}
+
+// explainBlock tells a block's chain of causes once, as an error; the reason is what was being done and what it means.
+func explainBlock(e *Explanation, state State) {
+	block := state.Block
+	if state.Phase != Blocked || block == nil || e.Failure != nil {
+		return
+	}
+	typed, known := typedFailures[block.Type]
+	what, _, chain := strings.Cut(block.Message, ": ")
+	if !known || !chain {
+		return
+	}
+	typed.Error, typed.Type = block.Message, string(block.Type)
+	e.Failure = &typed
+	if e.Reason == block.Message {
+		e.Reason = what + ": " + typed.Words
+	}
 }
 
 // Foremost picks the activity that a person should hear about: the one that has failed most often, else the first.

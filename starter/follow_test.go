@@ -134,6 +134,20 @@ func TestFollowOutcomes(t *testing.T) {
 			s.Phase, s.Instance = workspace.Running, &workspace.Instance{Token: 2, Node: "n2"}
 			s.Head.Excluded = &workspace.Excluded{Count: 2, Paths: []workspace.Exclusion{{Path: "a"}, {Path: "b"}}}
 		}), exitDone, []string{"excluded by .holdfastignore when this snapshot was made: 2 paths\n  a (", "\n  b ("}},
+		{"a move", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Kind, o.Halted, o.Ended = workspace.OperationMove, testNow, testNow.Add(2300*time.Millisecond)
+			s.Phase, s.Instance = workspace.Running, &workspace.Instance{Token: 2, Node: "n2"}
+		}), exitDone, []string{"web runs on node n2 now (instance 2); nobody could work in it for 2.3s: snapshot aaaaaaaa is verified"}},
+		{"a move that was not begun", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Kind, o.Failed, o.Refused, o.ErrorType, o.Backup = workspace.OperationMove, true, true, workspace.ErrorNoNode, nil
+			o.Error = "workspace web was not moved and runs on: there is no node that takes it: no node is left"
+			s.Phase, s.Instance = workspace.Running, &workspace.Instance{Token: 1, Node: "n1"}
+		}), exitRefused, []string{"web was not moved and runs on", "nothing was changed"}},
+		{"a move that came back", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Kind, o.Failed, o.ErrorType, o.Backup = workspace.OperationMove, true, workspace.ErrorOmissions, nil
+			o.Error = "workspace web was not moved; it runs on node n1 again, with all that it had: 2 things; `holdfast stop web` names them"
+			s.Phase, s.Instance = workspace.Running, &workspace.Instance{Token: 2, Node: "n1", Adopted: 1}
+		}), exitFailed, []string{"it runs on node n1 again", "safe: The newest content is on node n1"}},
 		{"metadata", stopped(func(s *workspace.State, o *workspace.Operation) {
 			o.Kind, o.Backup = workspace.OperationStart, nil
 			o.Restored = &workspace.Restore{Snapshot: snapshotA, Warnings: []string{"owner of x"}, Fallbacks: map[string]int64{"gs://b": 3}}

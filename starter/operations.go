@@ -69,6 +69,21 @@ func (p *program) workspaceCommands() []*cli.Command {
 			}),
 		},
 		{
+			Name: "move", Usage: "take a running workspace to another node, through a verified backup", ArgsUsage: "NAME",
+			Description: "It is backed up while it runs; then it is stopped, what has changed since is backed up, and it is started elsewhere from exactly that. " +
+				"A move that cannot be made leaves it running where it is.",
+			Flags: following(&cli.StringFlag{Name: "node", Usage: "only to this `NODE` (default: any other)"}),
+			Action: p.updating(workspace.UpdateMove, func(c *cli.Context, subject, _ string) (any, error) {
+				request := workspace.MoveRequest{Subject: subject, Node: c.String("node")}
+				if request.Node != "" {
+					if err := workspace.ValidateName("--node", request.Node); err != nil {
+						return nil, usage("%w", err)
+					}
+				}
+				return request, nil
+			}),
+		},
+		{
 			Name: "delete", Usage: "delete a stopped workspace; its snapshots stay in the stores", ArgsUsage: "NAME",
 			Flags: following(&cli.StringFlag{Name: "discard-data", Usage: "drop its snapshots and what is not backed up too; repeat the workspace's `NAME` to say so"}),
 			Action: p.updating(workspace.UpdateDelete, func(c *cli.Context, subject, name string) (any, error) {

@@ -71,6 +71,16 @@ func describeOutcome(operation workspace.Operation, state workspace.State, unsen
 		if state.Kept != nil {
 			lines = append(lines, fmt.Sprintf("the content stays on node %s too: %s", state.Kept.Node, state.Kept.Why))
 		}
+	case workspace.OperationMove:
+		line := fmt.Sprintf("the move of %s has ended; it is %s now", name, state.Phase)
+		if state.Instance != nil && state.Phase == workspace.Running {
+			line = fmt.Sprintf("%s runs on node %s now (instance %d)", name, state.Instance.Node, state.Instance.Token)
+		}
+		if !operation.Halted.IsZero() {
+			line += fmt.Sprintf("; nobody could work in it for %s", seconds(operation.Ended.Sub(operation.Halted)))
+		}
+		lines = append(lines, line+backupWords(operation)+in)
+		lines = append(lines, backupExclusions(operation, state, byRules+", so not in the snapshot, and gone with the content on the node that it left")...)
 	case workspace.OperationBackup:
 		lines = append(lines, name+" is backed up"+backupWords(operation)+in)
 		lines = append(lines, backupExclusions(operation, state, byRules+", so not in the snapshot")...)
@@ -166,7 +176,7 @@ func failedOperation(operation workspace.Operation, state workspace.State) error
 	if !strings.Contains(message, state.Name) {
 		f.what = fmt.Errorf("%s of %s: %s", operation.Kind, state.Name, message)
 	}
-	omissions := operation.ErrorType == workspace.ErrorOmissions
+	omissions := operation.ErrorType == workspace.ErrorOmissions && operation.Kind != workspace.OperationMove
 	switch {
 	case omissions:
 		f.code = exitOwed // the backup is there; what it lacks is named and kept

@@ -161,6 +161,7 @@ func TestBadInput(t *testing.T) {
 		{"stop", nil, exitUsage, "NAME is missing"},
 		{"restore web", nil, exitUsage, "--snapshot is missing"},
 		{"restore web --snapshot x", nil, exitUsage, "four at least"},
+		{"move web --node N", nil, exitUsage, "--node"},
 		{"delete web --discard-data other", nil, exitUsage, "want the workspace's own name"},
 		{"show web", nil, exitNotFound, "holdfast list"},
 		{"why web", nil, exitNotFound, "holdfast list"},

@@ -232,6 +232,17 @@ var scenarios = []scenario{
 		back(nodeTwo)
 		runsOn(nodeTwo) // found again
 	}},
+	{"move", atlas, func(s *scene) {
+		s.start()
+		s.locked(s.change)
+		s.request(workspace.UpdateMove, workspace.MoveRequest{Subject: "ada"}, workspace.Running)
+		// It finds no other node, and runs on.
+		s.locked(func() { s.nodes[nodeOne] = workspace.NodeState{Phase: workspace.NodeLost} })
+		s.request(workspace.UpdateMove, workspace.MoveRequest{Subject: "ada"}, workspace.Running)
+		// Its content may not leave the node, and is gone on with there.
+		s.locked(func() { s.nodes[nodeOne], s.omitted = workspace.NodeState{Phase: workspace.NodeReady}, 2 })
+		s.request(workspace.UpdateMove, workspace.MoveRequest{Subject: "ada"}, workspace.Running)
+	}},
 	{"access", "access/atlas", func(s *scene) {
 		run := begin(s, workspace.AccessWorkflow, workspace.AccessInput{Name: "atlas", Verb: workspace.VerbDownload, Path: "notes", Subject: "ada"})
 		require.NoError(s.t, run.Get(s.t.Context(), nil))

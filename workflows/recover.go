@@ -117,6 +117,9 @@ func (w *entity) waitsForItsNode() bool {
 	switch w.state.Operation.Kind {
 	case workspace.OperationBackup, workspace.OperationSnapshot, workspace.OperationAdopt, workspace.OperationFind:
 		return true
+	case workspace.OperationMove:
+		// While it runs, and once every store has its content.
+		return w.state.Phase == workspace.Running || w.state.Operation.Step == workspace.StepRemove
 	case workspace.OperationStop, workspace.OperationRelease:
 		return w.state.Operation.Step == workspace.StepRemove // of content that every store has
 	}

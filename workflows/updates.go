@@ -24,6 +24,7 @@ func (w *entity) handleUpdates(ctx workflow.Context) error {
 		{workspace.UpdateRestore, w.acceptRestore, w.validateRestore, "start from an older snapshot"},
 		{workspace.UpdateDelete, w.acceptDelete, w.validateDelete, "delete the workspace"},
 		{workspace.UpdateUnstick, w.acceptUnstick, w.validateUnstick, "seal a stuck attempt, keep its content"},
+		{workspace.UpdateMove, w.acceptMove, w.validateMove, "take the running workspace to another node"},
 	} {
 		if err := workflow.SetUpdateHandlerWithOptions(ctx, update.name, update.handler, workflow.UpdateHandlerOptions{
 			Validator:   update.validator,
@@ -67,12 +68,17 @@ func (w *entity) mayInterrupt(by workspace.OperationKind) bool {
 				return true // it waits for a node that may never return
 			}
 			return step == workspace.StepBackup || step == workspace.StepVerify || step == workspace.StepCommit || step == workspace.StepRepair
+		case workspace.OperationMove:
+			// While it is being stopped; before that there is nothing to start, and after it that is what the move does.
+			return w.state.Phase == workspace.Stopping && (step == workspace.StepBackup || step == workspace.StepVerify || step == workspace.StepCommit)
 		}
 	case workspace.OperationStop:
 		switch w.state.Operation.Kind {
 		case workspace.OperationStart, workspace.OperationRestore, workspace.OperationBackup, workspace.OperationSnapshot,
 			workspace.OperationRecover, workspace.OperationAdopt, workspace.OperationFind:
 			return true // a start that a person gives up is undone; it may be waiting for a git server or an upload
+		case workspace.OperationMove:
+			return step != workspace.StepHalt && step != workspace.StepRemove
 		case workspace.OperationRelease:
 			return step == workspace.StepRepair
 		}
@@ -133,6 +139,8 @@ func (w *entity) validateStart(request workspace.StartRequest) error {
 		return w.refuse("it is being started already; follow it with `holdfast why %s`", w.state.Name)
 	case w.waitingFor(workspace.OperationDelete):
 		return w.refuse("it is being deleted")
+	case w.moving() && w.state.Phase != workspace.Stopping:
+		return w.refuse("it is being moved and runs again after that; follow it with `holdfast why %s`", w.state.Name)
 	case w.waitingFor(workspace.OperationRecover) || w.waitingFor(workspace.OperationAdopt):
 		return w.refuse("it is being recovered after the loss of its node; follow it with `holdfast why %s`", w.state.Name)
 	case w.waitingFor(workspace.OperationFind) && w.state.Phase == workspace.Recovering:
@@ -160,7 +168,7 @@ func (w *entity) validateStop(request workspace.StopRequest) error {
 	switch {
 	case w.waitingFor(workspace.OperationStop):
 		return w.refuse("it is being stopped already; follow it with `holdfast why %s`", w.state.Name)
-	case w.waitingFor(workspace.OperationStart), w.waitingFor(workspace.OperationRestore):
+	case w.waitingFor(workspace.OperationStart), w.waitingFor(workspace.OperationRestore), w.moving():
 		return nil
 	case w.state.Instance == nil && w.state.Kept == nil && w.state.Phase != workspace.Recovering:
 		return w.refuse("it is not running (%s)", w.state.Phase)
@@ -191,7 +199,7 @@ func (w *entity) validateRestore(request workspace.RestoreRequest) error {
 		return badInput(err)
 	}
 	switch {
-	case w.state.Instance != nil || w.waitingFor(workspace.OperationStart) || w.waitingFor(workspace.OperationRestore):
+	case w.state.Instance != nil || w.waitingFor(workspace.OperationStart) || w.waitingFor(workspace.OperationRestore) || w.moving():
 		return w.refuse("it is not stopped (%s); stop it first, so that what it holds now is backed up", w.state.Phase)
 	case w.state.Kept != nil && w.state.Kept.Snapshot == "":
 		return w.refuse("content that is not backed up is kept on node %s; `holdfast stop %s` first", w.state.Kept.Node, w.state.Name)

@@ -159,6 +159,8 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 		err = w.delete(operationCtx, command.Delete)
 	case workspace.OperationUnstick:
 		err = w.unstick(operationCtx)
+	case workspace.OperationMove:
+		err = w.move(operationCtx, command.Move)
 	case workspace.OperationRelease:
 		err = w.release(operationCtx)
 	case workspace.OperationRecover:

@@ -18,6 +18,7 @@ type Command struct {
 	Restore   *RestoreRequest `json:"restore,omitempty"`
 	Delete    *DeleteRequest  `json:"delete,omitempty"`
 	Unstick   *UnstickRequest `json:"unstick,omitempty"`
+	Move      *MoveRequest    `json:"move,omitempty"`
 }
 
 // Accepted is the answer to every update: the operation to follow by query.
@@ -72,6 +73,12 @@ type DeleteRequest struct {
 // UnstickRequest seals the attempt that is stuck with a new token, keeps what is there, and allows a start.
 type UnstickRequest struct {
 	Subject string `json:"subject"`
+}
+
+// MoveRequest takes a running workspace to another node.
+type MoveRequest struct {
+	Subject string `json:"subject"`
+	Node    string `json:"node,omitempty"` // only to this node; empty: to any other
 }
 
 // Target says which workspace and instance a message to an activity is for.

@@ -101,6 +101,7 @@ const (
 	UpdateRestore  = "restore"
 	UpdateDelete   = "delete"
 	UpdateUnstick  = "unstick"
+	UpdateMove     = "move"
 	UpdateRegister = "register"
 	UpdateOrder    = "order"
 

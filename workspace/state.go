@@ -21,7 +21,7 @@ const (
 )
 
 // Phases are all of them, in the order of a life.
-var Phases = [...]Phase{Pending, Starting, Running, Stopping, Stopped, Blocked, Deleted}
+var Phases = [...]Phase{Pending, Starting, Running, Recovering, Stopping, Stopped, Blocked, Deleted}
 
 // State is everything a workspace's workflow knows: the answer to its query, and what it carries on when it continues
 // as new. Fields are only ever added.
@@ -194,6 +194,7 @@ const (
 	OperationRestore OperationKind = "restore"
 	OperationDelete  OperationKind = "delete"
 	OperationUnstick OperationKind = "unstick"
+	OperationMove    OperationKind = "move"
 	// OperationRecover goes on elsewhere from the newest verified snapshot, after its node was lost.
 	OperationRecover OperationKind = "recover"
 	// OperationSalvage saves what an instance that was replaced still had.
@@ -218,6 +219,8 @@ type Operation struct {
 	Ended  time.Time     `json:"ended,omitzero"`
 	Step   Step          `json:"step,omitempty"`
 	Detail string        `json:"detail,omitempty"` // what the step does, in words
+	// Halted is when a move began to stop the instance: until Ended nobody could work in it.
+	Halted time.Time `json:"halted,omitzero"`
 	// Failed, ErrorType and Error are set when it ended without doing what was asked. What stays true is in Reason.
 	Failed    bool      `json:"failed,omitempty"`
 	ErrorType ErrorType `json:"error_type,omitempty"`

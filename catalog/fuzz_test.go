@@ -12,10 +12,12 @@ import (
 	"holdfast/workspace"
 )
 
-// FuzzCatalogObjects: whatever a store hands out as an instance record and a commit, the head is either what they say or an
-// error, never something else (invariants 3 and 10).
+// FuzzCatalogObjects: whatever a store hands out as an instance record and a commit, the head is what they say when they are of
+// the workspace, token and sequence under whose key they are, else an error and never something else (invariants 3 and 10).
 func FuzzCatalogObjects(f *testing.F) {
-	f.Add([]byte(`{"workspace_id":"a","token":1,"node":"n","base":""}`), []byte(`{"token":1,"sequence":1,"snapshot":"s"}`))
+	f.Add([]byte(`{"workspace_id":"`+id+`","token":1,"node":"n","base":"b"}`), []byte(`{"workspace_id":"`+id+`","token":1,"sequence":1,"snapshot":"s"}`))
+	f.Add([]byte(`{"workspace_id":"`+id+`","token":2}`), []byte(`{"workspace_id":"`+id+`","token":9,"sequence":1,"snapshot":"s"}`))
+	f.Add([]byte(`{"workspace_id":"a","token":1}`), []byte(`{"workspace_id":"a","token":1,"sequence":1,"snapshot":"s"}`))
 	f.Add([]byte(`{}`), []byte(``))
 	f.Add([]byte(`[]`), []byte(`null`))
 	f.Fuzz(func(t *testing.T, instance, commit []byte) {
@@ -31,17 +33,18 @@ func FuzzCatalogObjects(f *testing.F) {
 
 		var record workspace.InstanceRecord
 		answer := c.ReadHead(ctx, id).Providers[0]
-		if wrong := json.Unmarshal(instance, &record); (wrong != nil) != (answer.Error != "") || wrong == nil && answer.Base != record.Base {
+		good := json.Unmarshal(instance, &record) == nil && record.WorkspaceID == id && record.Token == 1
+		if good != (answer.Error == "") || good && answer.Base != record.Base || !good && answer.Base != "" {
 			t.Fatalf("%+v for an instance record %q", answer, instance)
 		}
 
 		put("catalog/workspaces/"+id+"/commits/00000000000000000001/00000000000000000001.json", commit)
 		var said workspace.Commit
 		answer = c.ReadHead(ctx, id).Providers[0]
-		switch wrong := json.Unmarshal(commit, &said); {
-		case wrong != nil && answer.Error == "":
+		switch good := json.Unmarshal(commit, &said) == nil && said.WorkspaceID == id && said.Token == 1 && said.Sequence == 1; {
+		case !good && (answer.Error == "" || answer.Head != nil):
 			t.Fatalf("a damaged commit %q gives %+v", commit, answer)
-		case wrong == nil && (answer.Head == nil || answer.Head.Snapshot != said.Snapshot):
+		case good && (answer.Head == nil || answer.Head.Snapshot != said.Snapshot):
 			t.Fatalf("%+v for a commit %q", answer, commit)
 		}
 		if _, _, failed := c.Commits(ctx, id); len(failed) > 0 {

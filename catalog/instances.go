@@ -30,14 +30,14 @@ func (c *Catalog) RecordInstance(ctx context.Context, record workspace.InstanceR
 			return err
 		}
 	}
-	name := named{WorkspaceID: record.WorkspaceID, Name: record.Name, Owner: record.Owner}
+	name := owned{WorkspaceID: record.WorkspaceID, Name: record.Name, Owner: record.Owner}
 	if err := c.create(ctx, nameKey(record.Name, record.WorkspaceID), name); err != nil {
 		return err
 	}
 	return c.create(ctx, instanceKey(record.WorkspaceID, record.Token), record)
 }
 
-type named struct {
+type owned struct {
 	WorkspaceID string `json:"workspace_id"`
 	Name        string `json:"name"`
 	Owner       string `json:"owner"`
@@ -124,15 +124,36 @@ func head(ctx context.Context, provider storage.Provider, id string) (workspace.
 		return answer, err
 	}
 	if sequence > 0 {
-		answer.Head = new(workspace.Commit)
-		return answer, decode(ctx, provider, commitKey(id, token, sequence), answer.Head)
+		key := commitKey(id, token, sequence)
+		var commit workspace.Commit
+		if err := decode(ctx, provider, key, &commit); err != nil {
+			return answer, err
+		}
+		if err := named(key, &commit); err != nil {
+			return answer, err
+		}
+		answer.Head = &commit
+		return answer, nil
 	}
 	var record workspace.InstanceRecord
-	if err := decode(ctx, provider, instanceKey(id, token), &record); err != nil {
+	key := instanceKey(id, token)
+	if err := decode(ctx, provider, key, &record); err != nil {
 		return answer, err
+	}
+	if key != instanceKey(record.WorkspaceID, record.Token) {
+		return answer, fmt.Errorf("catalog object %s is of instance %d of %q: %w", key, record.Token, record.WorkspaceID, ErrDamaged)
 	}
 	answer.Base = record.Base
 	return answer, nil
+}
+
+// named checks that a commit is the one that its key says: the order of commits is the order of keys, and a store that
+// mixed up its objects must not make an old version the newest (invariant 3).
+func named(key string, commit *workspace.Commit) error {
+	if key != commitKey(commit.WorkspaceID, commit.Token, commit.Sequence) {
+		return fmt.Errorf("catalog object %s is of commit %d.%d of %q: %w", key, commit.Token, commit.Sequence, commit.WorkspaceID, ErrDamaged)
+	}
+	return nil
 }
 
 func decode(ctx context.Context, provider storage.Provider, key string, value any) error {
@@ -173,7 +194,11 @@ func (c *Catalog) commitsBelow(ctx context.Context, prefix string) (commits []wo
 				}
 				beat()
 				h := held{key: key}
-				if err = c.soon(ctx, func(ctx context.Context) error { return decode(ctx, provider, key, &h.commit) }); err == nil {
+				err = c.soon(ctx, func(ctx context.Context) error { return decode(ctx, provider, key, &h.commit) })
+				if err == nil {
+					err = named(key, &h.commit)
+				}
+				if err == nil {
 					all = append(all, h)
 				}
 			}

@@ -75,9 +75,9 @@ func planStart(c *cli.Context, s settings, lookup func(string) (string, bool)) (
 	plan.spec.Image = c.String("image")
 	plan.image = c.IsSet("image")
 	if text := c.String("volume-size"); text != "" {
-		bytes, err := units.FromHumanSize(text)
-		if err != nil || bytes <= 0 {
-			return plan, usage("--volume-size %q: want a size such as 500MB or 10GB", text)
+		bytes, err := parseVolumeSize(text)
+		if err != nil {
+			return plan, err
 		}
 		plan.spec.Volume.SizeBytes = bytes
 		plan.describes = append(plan.describes, "--volume-size")
@@ -92,6 +92,15 @@ func planStart(c *cli.Context, s settings, lookup func(string) (string, bool)) (
 		return plan, usage("%w", err)
 	}
 	return plan, nil
+}
+
+// parseVolumeSize reads a size as people write it, such as 500MB or 1.5GB, in powers of 1000.
+func parseVolumeSize(text string) (int64, error) {
+	bytes, err := units.FromHumanSize(text)
+	if err != nil || bytes <= 0 {
+		return 0, usage("--volume-size %q: want a size such as 500MB or 10GB", text)
+	}
+	return bytes, nil
 }
 
 func (plan *startPlan) readSource(c *cli.Context) error {

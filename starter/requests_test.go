@@ -280,3 +280,19 @@ func TestListsInVariables(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// FuzzVolumeSize: a size that is accepted is at least a byte, and what is refused names the flag and says what is wanted.
+func FuzzVolumeSize(f *testing.F) {
+	for _, text := range []string{"10GB", "1.5 gb", "0", "-1GB", "1e3", "9999999PB", "NaN", "inf", "1GiB", "0.1B", "٣GB", ""} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		bytes, err := parseVolumeSize(text)
+		switch {
+		case err == nil && bytes < 1:
+			t.Fatalf("%q is %d bytes", text, bytes)
+		case err != nil && (bytes != 0 || asFailure(err).code != exitUsage || !strings.Contains(err.Error(), "--volume-size") || !strings.Contains(err.Error(), "10GB")):
+			t.Fatalf("%q: %v", text, err)
+		}
+	})
+}

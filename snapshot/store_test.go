@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -42,4 +43,17 @@ func newTestRepository(t testing.TB, policy storage.Policy, providers ...storage
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
 	return r
+}
+
+func openDirectory(t testing.TB, path string) storage.Provider {
+	t.Helper()
+	must(t, os.MkdirAll(path, 0o755))
+	provider, err := storage.OpenDirectory(path, storage.DirectoryOptions{})
+	must(t, err)
+	return provider
+}
+
+// memoryRepository is a new repository on one provider in memory.
+func memoryRepository(t testing.TB) *Repository {
+	return newTestRepository(t, storage.PolicyAll, storagetest.NewMemory())
 }

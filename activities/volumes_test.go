@@ -2,6 +2,7 @@ package activities
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -174,11 +175,18 @@ func TestTrash(t *testing.T) {
 	instance(t, v, 11, contentStarted)
 	require.NoError(t, os.MkdirAll(filepath.Join(v.content(id, 1), "closed"), 0o755))
 	require.NoError(t, os.Chmod(filepath.Join(v.content(id, 1), "closed"), 0o500))
+	open, err := os.Open(v.content(id, 1))
+	require.NoError(t, err)
+	defer open.Close()
 	for range 2 {
 		require.NoError(t, v.trash(t.Context(), id, 1))
 		require.NoDirExists(t, v.dir(id, 1))
 		holds(t, v, 11)
 	}
+	// Where it was when it was deleted, as the kernel remembers it of a directory that is open.
+	last, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", open.Fd()))
+	require.NoError(t, err)
+	require.Contains(t, last, filepath.Join(v.root, "trash")+"/", "it was deleted in its place")
 	left, err := os.ReadDir(filepath.Join(v.root, "trash"))
 	require.NoError(t, err)
 	require.Empty(t, left)

@@ -155,3 +155,31 @@ func TestVerifyStoredSeesLies(t *testing.T) {
 		require.NoError(t, outcome[faults[1].URL()])
 	}
 }
+
+// TestVerifyStoredOfABlobThatNoIndexNames: content that an old index named, which no store has any more, is not stored, also
+// when everything that the newest backup wrote is there (invariant 1).
+func TestVerifyStoredOfABlobThatNoIndexNames(t *testing.T) {
+	_, providers := memories(2)
+	r := newTestRepository(t, storage.PolicyAll, providers...)
+	dir := t.TempDir()
+	writeFiles(t, dir, map[string][]byte{"old/f": randomBytes(1, 10_000)})
+	_, err := r.Backup(t.Context(), dir, BackupOptions{})
+	require.NoError(t, err)
+	var old []string
+	for _, key := range allKeys(t, providers[0]) {
+		if isIndex(key) {
+			old = append(old, key)
+		}
+	}
+	require.NotEmpty(t, old)
+	writeFiles(t, dir, map[string][]byte{"old/g": randomBytes(2, 10_000)})
+	result, err := r.Backup(t.Context(), dir, BackupOptions{})
+	require.NoError(t, err)
+	for _, provider := range providers {
+		for _, key := range old {
+			require.NoError(t, provider.Delete(t.Context(), key))
+		}
+	}
+	outcome, err := newTestRepository(t, storage.PolicyAll, providers...).VerifyStored(t.Context(), result.Snapshot)
+	require.Error(t, err, "%v", outcome)
+}

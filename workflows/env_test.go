@@ -47,6 +47,7 @@ type world struct {
 	runs     map[string]bool
 	placed   map[workspace.Placed]bool
 	versions map[string]string // snapshot -> content
+	kinds    map[string]string // snapshot -> the kind that was asked for
 	owed     []string
 	omitted  int64
 	heads    *workspace.ReadHeadResult
@@ -84,7 +85,7 @@ func newWorld(t *testing.T) *world {
 func emptyWorld(t *testing.T) *world {
 	return &world{
 		t: t, attempts: map[string]int{},
-		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, hooks: map[workspace.HookPoint]int64{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{},
+		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, hooks: map[workspace.HookPoint]int64{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{}, kinds: map[string]string{},
 		nodes: map[string]workspace.NodeState{
 			nodeOne: {Info: workspace.NodeInfo{Name: nodeOne}, Phase: workspace.NodeReady, Epoch: 1},
 			nodeTwo: {Info: workspace.NodeInfo{Name: nodeTwo}, Phase: workspace.NodeReady, Epoch: 1},
@@ -223,7 +224,8 @@ func (w *world) register(registry activityRegistry) {
 			return workspace.PrepareImageResult{Reference: "image:" + input.Image}, nil
 		})
 	})
-	add(workspace.ActivityPrepareContent, func(_ context.Context, input workspace.PrepareContentInput) (workspace.PrepareContentResult, error) {
+	add(workspace.ActivityPrepareContent, func(ctx context.Context, input workspace.PrepareContentInput) (workspace.PrepareContentResult, error) {
+		w.unheard(ctx, workspace.ActivityPrepareContent)
 		return doOn(w, input.Target.Node, workspace.ActivityPrepareContent, func() (workspace.PrepareContentResult, error) { return w.prepareContent(input) })
 	})
 	add(workspace.ActivityStartInstance, func(_ context.Context, input workspace.StartInstanceInput) (workspace.StartInstanceResult, error) {
@@ -266,7 +268,7 @@ func (w *world) register(registry activityRegistry) {
 				w.unchanged++
 				return workspace.BackupResult{Unchanged: true, Time: time.Unix(1000, 0).UTC(), Hooks: w.hooksDone(input.PreSnapshot, input.PostSnapshot)}, nil
 			}
-			w.versions[id] = held
+			w.versions[id], w.kinds[id] = held, input.Kind
 			taken := time.Unix(1000, 0).UTC()
 			if w.clock != nil {
 				taken = w.clock()

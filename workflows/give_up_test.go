@@ -48,3 +48,35 @@ func TestAStartDoesNotWaitForWhatItGivesUp(t *testing.T) {
 		})
 	}
 }
+
+// invariant 6: what was begun on a node and is given up has ended there before it is undone. This needs a real server, too.
+func TestWhatWasBegunEndsBeforeItIsUndone(t *testing.T) {
+	c := dial(t)
+	s := newScene(t, c, t.Name(), atlas)
+	begun, heard, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	s.deaf = func(ctx context.Context, name string) {
+		if name != workspace.ActivityPrepareContent {
+			return
+		}
+		close(begun)
+		for beats := time.NewTicker(100 * time.Millisecond); ; {
+			<-beats.C
+			if err := c.RecordActivityHeartbeat(context.WithoutCancel(ctx), activity.GetInfo(ctx).TaskToken); err != nil {
+				close(heard) // the workflow has given it up
+				<-over
+				return
+			}
+		}
+	}
+	s.beginWith(start())
+	<-begun
+	require.NoError(t, s.ask(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}))
+	<-heard
+	for _, event := range s.history().Events {
+		scheduled := event.GetActivityTaskScheduledEventAttributes()
+		require.False(t, scheduled != nil && scheduled.ActivityType.Name == workspace.ActivityDiscardInstance, "it is undone while it goes on")
+	}
+	close(over)
+	s.until("undone", func(state workspace.State) bool { return state.Phase == workspace.Pending && state.Operation == nil })
+	require.Equal(t, 1, s.called(workspace.ActivityDiscardInstance))
+}

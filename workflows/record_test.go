@@ -484,6 +484,13 @@ func (s *scene) start() { s.t.Helper(); s.startWith(start()) }
 
 func (s *scene) startWith(request workspace.StartRequest) {
 	s.t.Helper()
+	s.beginWith(request)
+	s.until("running", func(state workspace.State) bool { return state.Phase == workspace.Running && state.Operation == nil })
+}
+
+// beginWith is startWith without the wait.
+func (s *scene) beginWith(request workspace.StartRequest) {
+	s.t.Helper()
 	handle, err := s.client.UpdateWithStartWorkflow(s.t.Context(), client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: s.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
 			ID: s.id, TaskQueue: workspace.ControlQueue, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
@@ -495,7 +502,6 @@ func (s *scene) startWith(request workspace.StartRequest) {
 	})
 	require.NoError(s.t, err)
 	require.NoError(s.t, handle.Get(s.t.Context(), nil))
-	s.until("running", func(state workspace.State) bool { return state.Phase == workspace.Running && state.Operation == nil })
 }
 
 func (s *scene) locked(change func()) {

@@ -430,6 +430,7 @@ func TestReplacedInstanceIsSaved(t *testing.T) {
 	left := after.Left[0]
 	require.NotEmpty(t, left.Snapshot, "%+v", left)
 	require.Equal(t, "first+ and more", w.versions[left.Snapshot])
+	require.Equal(t, "recovered", w.kinds[left.Snapshot])
 	require.Contains(t, left.Why, "recovered snapshot "+left.Snapshot)
 	require.False(t, w.runs["node-1/1"], "it was stopped")
 	require.Equal(t, "first+ and more", w.content["node-1/1"])

@@ -229,6 +229,17 @@ type FindInstanceResult struct {
 	Status string `json:"status,omitempty"` // of its container; empty when there is none
 }
 
+// LookAtUseInput asks a node when an instance that runs there was last used.
+type LookAtUseInput struct {
+	Target Target `json:"target"`
+}
+
+// LookAtUseResult says it as a length of time: the clocks of nodes differ.
+type LookAtUseResult struct {
+	QuietMillis int64  `json:"quiet_millis"` // since it was last used; 0 is now
+	Use         string `json:"use"`          // what that was, in words
+}
+
 // StopInstanceInput asks a node to stop an instance: nothing of it runs afterwards.
 type StopInstanceInput struct {
 	Target       Target `json:"target"`

@@ -127,6 +127,7 @@ const (
 	ActivityStartInstance   = "StartInstance"
 	ActivityStopInstance    = "StopInstance"
 	ActivityFindInstance    = "FindInstance"
+	ActivityLookAtUse       = "LookAtUse"
 	ActivityBackup          = "Backup"
 	ActivityVerify          = "Verify"
 	ActivityCommit          = "Commit"

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -120,9 +122,18 @@ func externalTemporal(c *cli.Context) (*client.Options, error) {
 }
 
 func explainStack(dir string, err error) error {
+	var port *devstack.PortError
+	var path *fs.PathError
 	switch {
 	case errors.Is(err, devstack.ErrInUse):
 		return fail(exitRefused, "%w", err).withMend("use the stack that runs, or name another directory with --%s", flagStateDir)
+	case errors.As(err, &port):
+		return fail(exitFailed, "%w", err).withSafe("nothing was left running; what is in %s stays", dir).
+			withMend("free the port, or choose another (`holdfast dev --help` lists the flags); 0 picks a free one")
+	case errors.As(err, &path) && strings.HasPrefix(path.Path, dir) && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)):
+		// The logs lie in it too: there is nothing to be read there.
+		return fail(exitFailed, "%w", err).withSafe("nothing was left running; what is in %s stays", dir).
+			withMend("make it writable for this user, or name another directory with --%s", flagStateDir)
 	default:
 		return fail(exitFailed, "%w", err).withSafe("nothing was left running; what is in %s stays", dir).
 			withMend("the logs are in %s/logs", dir)

@@ -166,6 +166,11 @@ func (p *program) agent(c *cli.Context, d deployment, config worker.Config, node
 	if err != nil {
 		return fail(exitFailed, "finding this program, which supervises instances: %w", err)
 	}
+	// Before the engine makes its own directory in it: a data directory that cannot be written is no fault of the engine.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fail(exitFailed, "making the data directory: %w", err).
+			withMend("make it writable for this user, or name another with --data-dir")
+	}
 	containers, err := detect.Open(c.Context, kind, detect.Options{
 		Process: process.Options{Root: filepath.Join(dir, "engine"), Supervisor: []string{program, superviseRole}},
 		Logger:  config.Logger,

@@ -237,7 +237,10 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 		case operation.Refused:
 			result = "refused: " + operation.Error
 		case operation.Failed:
-			result = "failed: " + operation.Error
+			result = "failed: " + innermost(operation.Error)
+			if failure := operation.Failure(); failure != nil {
+				result = "failed: " + failure.Words + "\n" + innermost(operation.Error)
+			}
 		case len(operation.Owed) > 0:
 			result = "done, owed to " + strings.Join(operation.Owed, ", ")
 		}

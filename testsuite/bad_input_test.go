@@ -184,10 +184,19 @@ func TestBadInput(t *testing.T) {
 	t.Run("unwritable directories", func(t *testing.T) {
 		closed := mountTmpfs(t, filepath.Join(t.TempDir(), "closed"), "ro,size=1m") // not even root writes there
 		worker := []string{"HOLDFAST_STATE_DIR=" + s.dir, "HOLDFAST_ENGINE=process"}
-		alone(t, worker, "worker", "--node", "node-8", "--data-dir", closed+"/node").wants(t, 1, closed)
-		alone(t, nil, "--state-dir", closed+"/state", "dev").wants(t, 1, closed, "data directory")
-		alone(t, nil, "snapshot", "backup", "--repo", "file://"+closed+"/repository", "--password-file", password(t, "x"), tree).
-			wants(t, 1, closed, "read-only")
+		s.untouched(t, func() {
+			alone(t, worker, "worker", "--node", "node-8", "--data-dir", closed+"/node").
+				wants(t, 1, "making the data directory", closed+"/node", "mend: make it writable", "--data-dir")
+			alone(t, nil, "--state-dir", closed+"/state", "dev").
+				wants(t, 1, "making the data directory", closed+"/state", "safe:", "mend: make it writable", "--state-dir")
+			alone(t, nil, "snapshot", "backup", "--repo", "file://"+closed+"/repository", "--password-file", password(t, "x"), tree).
+				wants(t, 1, closed+"/repository", "read-only", "safe: nothing was changed", "mend: make "+closed+" writable")
+			must(t, s, 1, []string{closed, "read-only", "mend: make the directory writable", "-o"},
+				"download", "web", "-o", filepath.Join(closed, "web.tar"))
+		})
+		entries, err := os.ReadDir(closed)
+		require.NoError(t, err)
+		require.Empty(t, entries)
 	})
 
 	t.Run("wrong keys", func(t *testing.T) {
@@ -202,7 +211,7 @@ func TestBadInput(t *testing.T) {
 			must(t, s, 1, []string{"key"}, "--codec-key", codec, "show", "web")
 			alone(t, []string{"HOLDFAST_STATE_DIR=" + s.dir, "HOLDFAST_MASTER_KEY=" + other}, "worker", "--control").wants(t, 1, "master key")
 			alone(t, nil, "snapshot", "list", "--repo", "file://"+s.repository(id), "--password-file", password(t, "a wrong one")).
-				wants(t, 1, "password")
+				wants(t, 1, "wrong password", "safe: nothing was changed", "mend: name the right --password-file")
 			alone(t, nil, "snapshot", "restore", "--repo", "file://"+s.repository(id), "--password-file", password(t, "a wrong one"),
 				"latest", "--target", filepath.Join(tree, "never")).wants(t, 1, "password")
 			require.NoFileExists(t, filepath.Join(tree, "never"))
@@ -226,9 +235,22 @@ func TestBadInput(t *testing.T) {
 		_, port, err := net.SplitHostPort(taken.Addr().String())
 		require.NoError(t, err)
 		dir := filepath.Join(t.TempDir(), "state")
-		// With an empty cache: it is said before a server is looked for or built.
-		for _, flag := range []string{"--temporal-port", "--ui-port"} {
-			alone(t, nil, "--state-dir", dir, "dev", flag, port).wants(t, 1, port, "safe:", "nothing was left running")
+		// What an earlier stack left there.
+		left := map[string]string{"nodes": "", "store": ""}
+		for part := range left {
+			require.NoError(t, os.MkdirAll(filepath.Join(dir, part), 0o700))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, part, "file"), []byte("content"), 0o600))
+			left[part] = manifest(t, filepath.Join(dir, part))
+		}
+		s.untouched(t, func() {
+			// With an empty cache: it is said before a server is looked for or built.
+			for _, flag := range []string{"--temporal-port", "--ui-port"} {
+				alone(t, nil, "--state-dir", dir, "dev", flag, port).wants(t, 1, "port "+port, "in use by another program",
+					"safe: nothing was left running", "mend: free the port, or choose another")
+			}
+		})
+		for part, before := range left {
+			requireSame(t, before, filepath.Join(dir, part))
 		}
 		require.NoFileExists(t, filepath.Join(dir, "stack.json"), "a stack that did not start is described")
 	})

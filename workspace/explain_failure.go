@@ -148,6 +148,17 @@ func classify(activity, failureType, message string) Failure {
 	}
 }
 
+// Failure says in words why the operation failed; nil when it did not, and when Error is one clause for people already or of
+// a kind that has no words.
+func (o Operation) Failure() *Failure {
+	typed, known := typedFailures[o.ErrorType]
+	if !o.Failed || !known || !strings.Contains(o.Error, ": ") {
+		return nil
+	}
+	typed.Error, typed.Type = o.Error, string(o.ErrorType)
+	return &typed
+}
+
 // OfStorage reports whether the failure means that storage cannot be reached, for whichever reason.
 func (f *Failure) OfStorage() bool {
 	return f != nil && (f.Class == FailureStorage || f.Class == FailureNames)

@@ -192,10 +192,7 @@ func ofStores(ctx context.Context, doing, what string, causes map[string]error) 
 // Commit makes a verified snapshot the head (invariants 3 and 7).
 func (n *Node) Commit(ctx context.Context, input workspace.CommitInput) error {
 	return classify(pulse.Run(ctx, n.Beater, pulse.Options{}, func(ctx context.Context) error {
-		if err := n.Lease.Check(); err != nil { // invariant 7
-			return err
-		}
-		return n.Catalog.Commit(ctx, input.Commit)
+		return n.Catalog.CommitWhile(ctx, input.Commit, n.Lease.Check) // invariant 7
 	}))
 }
 

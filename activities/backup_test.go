@@ -292,6 +292,16 @@ func TestCommit(t *testing.T) {
 	require.Nil(t, r.catalog.ReadHead(t.Context(), id).Providers[0].Head)
 	r.node.Lease = r.lease()
 
+	// It goes while the stores are asked which token is the newest.
+	r.stores[1].Inject(faulty.Rule{Op: faulty.List, Match: func(string) bool {
+		r.pass(7 * time.Second)
+		return false
+	}})
+	transient(t, runPlain(r, r.node.Commit, input))
+	require.Nil(t, r.catalog.ReadHead(t.Context(), id).Providers[0].Head)
+	r.stores[1].Clear()
+	r.node.Lease = r.lease()
+
 	r.stores[0].Inject(faulty.Rule{Op: faulty.Put, Kind: faulty.LostAnswer, Times: 1})
 	transient(t, runPlain(r, r.node.Commit, input))
 	for range 2 { // invariant 8

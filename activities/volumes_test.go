@@ -173,6 +173,9 @@ func TestTrash(t *testing.T) {
 	v := openVolumes(t)
 	instance(t, v, 1, contentStarted)
 	instance(t, v, 11, contentStarted)
+	another := filepath.Join(v.root, "workspaces", workspace.InstanceName(otherID, 1)) // another workspace's first instance
+	require.Equal(t, another, v.dir(otherID, 1))
+	require.NoError(t, os.MkdirAll(another, 0o700))
 	require.NoError(t, os.MkdirAll(filepath.Join(v.content(id, 1), "closed"), 0o755))
 	require.NoError(t, os.Chmod(filepath.Join(v.content(id, 1), "closed"), 0o500))
 	open, err := os.Open(v.content(id, 1))
@@ -182,6 +185,7 @@ func TestTrash(t *testing.T) {
 		require.NoError(t, v.trash(t.Context(), id, 1))
 		require.NoDirExists(t, v.dir(id, 1))
 		holds(t, v, 11)
+		require.DirExists(t, another)
 	}
 	// Where it was when it was deleted, as the kernel remembers it of a directory that is open.
 	last, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", open.Fd()))
@@ -190,6 +194,16 @@ func TestTrash(t *testing.T) {
 	left, err := os.ReadDir(filepath.Join(v.root, "trash"))
 	require.NoError(t, err)
 	require.Empty(t, left)
+}
+
+// invariant 6: what cannot be moved to the trash is not deleted where it is.
+func TestWhatCannotBeMovedStays(t *testing.T) {
+	v := openVolumes(t)
+	instance(t, v, 1, contentStarted)
+	require.NoError(t, os.Remove(filepath.Join(v.root, "trash")))
+	require.NoError(t, os.WriteFile(filepath.Join(v.root, "trash"), nil, 0o600))
+	require.ErrorContains(t, v.trash(t.Context(), id, 1), "to the trash")
+	holds(t, v, 1)
 }
 
 func TestEmptyTrash(t *testing.T) {

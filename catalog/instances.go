@@ -85,12 +85,21 @@ func highest(ctx context.Context, provider storage.Provider, prefix string) (uin
 // Commit writes a commit if its token is the newest recorded one (invariants 3 and 7). Repeating it is a success.
 // Between the look and the write a newer instance may be recorded: the commit is then one that no head follows.
 func (c *Catalog) Commit(ctx context.Context, commit workspace.Commit) error {
+	return c.CommitWhile(ctx, commit, func() error { return nil })
+}
+
+// CommitWhile is Commit by somebody who may do it only while live returns nil, which is asked after the look at the
+// stores, which may have taken long, and immediately before the write.
+func (c *Catalog) CommitWhile(ctx context.Context, commit workspace.Commit, live func() error) error {
 	newest, err := c.NewestToken(ctx, commit.WorkspaceID)
 	if err != nil {
 		return fmt.Errorf("committing snapshot %s: %w", commit.Snapshot, err)
 	}
 	if newest != commit.Token {
 		return fmt.Errorf("committing snapshot %s with token %d, the newest is %d: %w", commit.Snapshot, commit.Token, newest, ErrStale)
+	}
+	if err := live(); err != nil { // invariant 7
+		return fmt.Errorf("committing snapshot %s: %w", commit.Snapshot, err)
 	}
 	return c.create(ctx, commitKey(commit.WorkspaceID, commit.Token, commit.Sequence), commit)
 }

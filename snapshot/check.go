@@ -9,23 +9,32 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+
+	"holdfast/storage"
 )
 
 // Check looks for damage, on every provider by itself: a copy that only a fallback would hide is an error too. It reads
 // all of config, keys, index and snapshots, follows every snapshot's trees, and compares the packs in the listings with
-// the index. With options.ReadData it also reads every pack and opens every blob, as `restic check --read-data` does.
+// the index. With options.ReadData it also reads every pack and opens every blob, as `restic check --read-data` does, and
+// with options.Subset some of them. Of a pack that is not what it should be it finds out, whatever was asked for, which
+// blobs in it can still be read.
 //
-// What is wrong is in the report, named; the error is only for a check that could not be done: an ended context, or no
-// provider that could be listed. A provider that could not be listed while another could is in the report.
+// What is wrong is in the report, named, with what needs it; the error is only for a check that could not be done: an
+// ended context, or no provider that could be listed. A provider that could not be listed while another could is in the
+// report.
 func (r *Repository) Check(ctx context.Context, options CheckOptions) (_ *CheckReport, err error) {
 	ended := r.options.Metrics.began("check")
 	defer func() { ended(err) }()
+	if options.ReadData && !options.Subset.isZero() {
+		return nil, fmt.Errorf("checking: both all of the packs and the subset %s are to be read: %w", options.Subset, storage.ErrInvalid)
+	}
 	if err := r.refreshIndex(ctx); err != nil {
 		return nil, fmt.Errorf("checking: %w", err)
 	}
 	c := &checker{
-		repository: r, reader: newPackReader(r), meter: newMeter(options.Progress), errors: &warningList{}, hints: &warningList{},
-		mute: map[string]bool{},
+		repository: r, options: options, reader: newPackReader(r), meter: newMeter(options.Progress), errors: &warningList{},
+		hints: &warningList{}, unlistedStores: map[string]error{}, brokenByKey: map[string]*brokenObject{}, copies: map[copyID]*badCopy{},
+		badTrees: map[blobID]*brokenObject{}, badSnapshots: map[blobID]*brokenObject{}, brokenIndexes: map[blobID]*brokenObject{},
 	}
 	// Without tries in place: what is wrong is read once more, and then reported.
 	alone, end, err := r.store.alone(true)
@@ -34,18 +43,13 @@ func (r *Repository) Check(ctx context.Context, options CheckOptions) (_ *CheckR
 	}
 	defer end()
 	c.alone = alone
-	err = c.files(ctx)
-	if err == nil {
-		err = c.packs(ctx, options.ReadData)
-	}
-	if err == nil {
-		err = c.trees(ctx)
-	}
-	if err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("checking: %w", withCause(ctx, err))
+	for _, step := range []func(context.Context) error{c.files, c.packs, c.trees, c.meaning} {
+		if err = step(ctx); err == nil {
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("checking: %w", withCause(ctx, err))
+		}
 	}
 	c.meter.done()
 	c.report.Errors = slices.Clone(c.errors.all())
@@ -62,14 +66,28 @@ func (r *Repository) Check(ctx context.Context, options CheckOptions) (_ *CheckR
 // checker is the state of one Check.
 type checker struct {
 	repository *Repository
+	options    CheckOptions
 	reader     *packReader
 	meter      *meter
 	report     CheckReport
 	errors     *warningList
 	hints      *warningList
 	alone      map[string]store // each provider by itself, by URL
-	mute       map[string]bool  // providers that are reported as a whole
 	opened     sync.Pool        // of *openedBlob
+
+	unlistedStores map[string]error // providers that are reported as a whole
+	packList       listing
+	indexed        map[blobID][]packedBlob
+	snapshots      []storedSnapshot
+
+	mu            sync.Mutex // guards the rest
+	broken        []*brokenObject
+	brokenByKey   map[string]*brokenObject
+	brokenIndexes map[blobID]*brokenObject
+	badSnapshots  map[blobID]*brokenObject
+	badTrees      map[blobID]*brokenObject // in whole packs, and yet no directories
+	unnamed       *brokenObject            // what no index names
+	copies        map[copyID]*badCopy
 }
 
 // load reads an object from one provider. What fails or is refused is read once more, since it may have been the wire.
@@ -133,6 +151,7 @@ func (c *checker) files(ctx context.Context) error {
 		if needed := kind.prefix == configKey || kind.prefix == keyPrefix; needed && len(l.objects) == 0 {
 			c.errors.add("%s: missing on every provider", kind.prefix)
 		}
+		c.mustHave(l, kind.prefix)
 	}
 	return nil
 }
@@ -170,6 +189,7 @@ func (c *checker) file(ctx context.Context, l listing, key, prefix string, limit
 		held[object.provider] = true
 		if object.Size > limit {
 			c.errors.add("%s: on %s it has %d bytes, more than %d", key, object.provider, object.Size, limit)
+			c.breaks(l, key, id, object.provider, ProblemDamaged, fmt.Sprintf("it has %d bytes", object.Size))
 			continue
 		}
 		err := c.load(ctx, object.provider, key, object.Size, func(data []byte) error { return open(id, data) })
@@ -178,17 +198,31 @@ func (c *checker) file(ctx context.Context, l listing, key, prefix string, limit
 		}
 		if err != nil {
 			c.errors.add("%s: damaged or unreadable on %s: %v", key, object.provider, err)
+			c.breaks(l, key, id, object.provider, problemOf(err), err.Error())
 		}
 	}
-	c.missing(l, key, held)
+	c.missing(l, key, id, held)
 	return nil
 }
 
+// mustHave reports the config, and the key with which the repository was opened, when no provider lists it any more.
+func (c *checker) mustHave(l listing, prefix string) {
+	key := map[string]string{configKey: configKey, keyPrefix: c.repository.keyName}[prefix]
+	if key == "" || len(l.objects[key]) > 0 {
+		return
+	}
+	id, _ := parseID(strings.TrimPrefix(key, keyPrefix)) // zero for the config
+	for _, url := range l.listed {
+		c.breaks(l, key, id, url, ProblemMissing, "it is not there")
+	}
+}
+
 // missing reports the providers that were listed and do not have an object that others have.
-func (c *checker) missing(l listing, key string, held map[string]bool) {
+func (c *checker) missing(l listing, key string, id blobID, held map[string]bool) {
 	for _, url := range l.listed {
 		if !held[url] {
 			c.errors.add("%s: missing on %s", key, url)
+			c.breaks(l, key, id, url, ProblemMissing, "it is not there")
 		}
 	}
 }
@@ -196,8 +230,8 @@ func (c *checker) missing(l listing, key string, held map[string]bool) {
 // unlisted reports the providers that could not be listed, once each.
 func (c *checker) unlisted(l listing) {
 	for _, url := range slices.Sorted(maps.Keys(l.failed)) {
-		if !c.mute[url] {
-			c.mute[url] = true
+		if c.unlistedStores[url] == nil {
+			c.unlistedStores[url] = l.failed[url]
 			c.errors.add("%s: could not be listed: %v", url, l.failed[url])
 		}
 	}

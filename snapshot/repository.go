@@ -103,7 +103,7 @@ func (o *Options) applyDefaults() error {
 	return nil
 }
 
-// Open opens the repository that m holds. ErrNoRepository: every provider was listed and none has a config;
+// Open opens the repository that m holds. ErrNoRepository: every provider was listed and none has a config, a snapshot or an index;
 // ErrWrongPassword: no key opens with the password; ErrDamaged, ErrLimitExceeded, ErrUnsupportedVersion: permanent too.
 // An error of a provider that could not be reached, while the others have nothing, is transient.
 func Open(ctx context.Context, m *storage.Mirror, password []byte, options Options) (*Repository, error) {
@@ -145,6 +145,9 @@ func openStore(ctx context.Context, s store, password []byte, options Options) (
 		if err := configs.failure(); err != nil {
 			return nil, fmt.Errorf("opening the repository: no provider that answers has it: %w", err)
 		}
+		if err := remains(ctx, s); err != nil {
+			return nil, fmt.Errorf("opening the repository: %w", err)
+		}
 		return nil, fmt.Errorf("opening the repository: %w", ErrNoRepository)
 	}
 	r := &Repository{
@@ -174,6 +177,20 @@ func openStore(ctx context.Context, s store, password []byte, options Options) (
 		return nil, fmt.Errorf("opening the repository: %w", err)
 	}
 	return r, nil
+}
+
+// remains is ErrDamaged where there are snapshots or indexes: with them there was a config too.
+func remains(ctx context.Context, s store) error {
+	for _, prefix := range []string{snapshotPrefix, indexPrefix} {
+		l, err := list(ctx, s, prefix)
+		if err != nil {
+			return err
+		}
+		if n := len(l.objects); n > 0 {
+			return fmt.Errorf("the file config is missing on every provider, and there are %d files in %s: %w", n, prefix, ErrDamaged)
+		}
+	}
+	return nil
 }
 
 // readConfig reads the config with a key; errUnauthentic when it is not that key's.

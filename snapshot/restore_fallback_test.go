@@ -121,7 +121,7 @@ func TestRestoreOfWhatWasNeverStored(t *testing.T) {
 	delete(want, ".")
 	whole := &earlierBackup{memories: source}
 	nowhere := map[string]error{
-		"config": ErrNoRepository, "key": ErrDamaged, "index": ErrDamaged, "snapshot": ErrNoSnapshot,
+		"config": ErrDamaged, "key": ErrDamaged, "index": ErrDamaged, "snapshot": ErrNoSnapshot,
 		"tree pack": storage.ErrNotFound, "data pack": storage.ErrNotFound,
 	}
 	for kind, key := range kinds {

@@ -177,23 +177,6 @@ type RestoreReport struct {
 	Excluded  *Excluded  `json:"excluded,omitempty"`
 }
 
-// CheckOptions adjust a check.
-type CheckOptions struct {
-	// ReadData reads every pack and verifies every blob, as restic check --read-data does.
-	ReadData bool
-	Progress func(Progress)
-}
-
-// CheckReport is the outcome of a check. It found nothing wrong when Errors is empty.
-type CheckReport struct {
-	Snapshots int64    `json:"snapshots"`
-	Packs     int64    `json:"packs"`
-	Blobs     int64    `json:"blobs"`
-	Bytes     int64    `json:"bytes"` // stored bytes read
-	Errors    []string `json:"errors"`
-	Hints     []string `json:"hints,omitempty"` // harmless: packs that no index names, duplicate entries
-}
-
 // Entry is one line of List: a file of a snapshot.
 type Entry struct {
 	Path       string    `json:"path"`

@@ -36,10 +36,7 @@ func (p *program) snapshotCommand() *cli.Command {
 					&cli.StringFlag{Name: "path", Usage: "only this file or directory `PATH` of the snapshot"},
 					outputFlag(),
 				}, stateFlags()...)...), Action: p.snapshotRestore},
-			{Name: "check", Usage: "check a repository", Flags: repositoryFlags(
-				&cli.BoolFlag{Name: "read-data", Usage: "read and verify every byte that is stored"},
-				outputFlag(),
-			), Action: p.snapshotCheck},
+			p.snapshotCheckCommand(),
 			{Name: "list", Usage: "list the snapshots of a repository", Flags: repositoryFlags(outputFlag()), Action: p.snapshotList},
 			{Name: "ls", Usage: "list the files of a snapshot", ArgsUsage: "SNAPSHOT|latest [PATH]", Flags: repositoryFlags(outputFlag()), Action: p.snapshotLs},
 			{Name: "dump", Usage: "write a file of a snapshot, or a directory as a tar stream, to standard output", ArgsUsage: "SNAPSHOT|latest PATH",
@@ -194,49 +191,6 @@ func (p *program) snapshotRestore(c *cli.Context) error {
 		}
 		return fail(exitOwed, "all content is restored, but some metadata could not be set\n  %s", text).
 			withMend("restore as root to set owners and devices too")
-	}
-	return nil
-}
-
-func (p *program) snapshotCheck(c *cli.Context) error {
-	if _, err := arguments(c); err != nil {
-		return err
-	}
-	asJSON, err := wantsJSON(c)
-	if err != nil {
-		return err
-	}
-	repository, err := p.openRepository(c, false)
-	if err != nil {
-		return err
-	}
-	defer repository.close()
-	show := newProgress(p.stderr, p.stderrTerminal, p.now)
-	found, err := repository.Check(c.Context, snapshot.CheckOptions{ReadData: c.Bool("read-data"), Progress: shown(show, "checking")})
-	show.Close()
-	if err != nil {
-		return explainSnapshot(c.StringSlice("repo")[0], err)
-	}
-	found.Errors = listOf(found.Errors)
-	if asJSON {
-		if err := printJSON(p.stdout, found); err != nil {
-			return err
-		}
-	} else {
-		p.say("%s snapshots, %s packs, %s blobs, %s read", count(found.Snapshots), count(found.Packs), count(found.Blobs), size(found.Bytes))
-		for _, hint := range found.Hints {
-			p.say("hint: %s", hint)
-		}
-		for _, problem := range found.Errors {
-			p.say("error: %s", problem)
-		}
-	}
-	if n := len(found.Errors); n > 0 {
-		return fail(exitFailed, "the check found %s errors", count(int64(n))).
-			withMend("`holdfast snapshot repair` copies it from another store, if one has it; what is damaged on every store is named above")
-	}
-	if !asJSON {
-		p.say("no errors were found")
 	}
 	return nil
 }

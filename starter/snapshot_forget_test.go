@@ -107,7 +107,7 @@ func TestBinaryForgetsAndPrunes(t *testing.T) {
 		t.Fatalf("prune: exit code %d, %v: %s %s", got.code, err, got.stdout, got.stderr)
 	}
 	got = command(t, nil, with("snapshot", "check", "--read-data")...)
-	wantIn(t, "check", got.stdout, "1 snapshots", "no errors")
+	wantIn(t, "check", got.stdout, "1 snapshot,", "no errors")
 	got = command(t, nil, with("snapshot", "dump", "latest", "file")...)
 	if got.stdout != "content 3" {
 		t.Errorf("dump: %q %s", got.stdout, got.stderr)

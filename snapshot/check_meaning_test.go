@@ -1,0 +1,396 @@
+package snapshot
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"holdfast/storage"
+	"holdfast/storage/storagetest"
+)
+
+// damagedScene is a repository with two snapshots that share nothing, each with an index of its own. Of the first, the file
+// "a", the directory "dir" and the rest lie in packs of their own.
+type damagedScene struct {
+	memories []*storagetest.Memory
+	first    string            // the snapshot that needs what is damaged
+	second   string            // the other one
+	keys     map[string]string // of the objects of the first, by what they are
+}
+
+// noise is content that does not compress, so that a pack is nearly all blob.
+func noise(seed string, size int) string {
+	var out []byte
+	for sum := sha256.Sum256([]byte(seed)); len(out) < size; sum = sha256.Sum256(sum[:]) {
+		out = append(out, sum[:]...)
+	}
+	return string(out[:size])
+}
+
+func newDamagedScene(t *testing.T) *damagedScene {
+	t.Helper()
+	s := &damagedScene{memories: []*storagetest.Memory{storagetest.NewMemory(), storagetest.NewMemory()}}
+	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, s.memories[0], s.memories[1]))
+	a := c.fileNode("a", noise("a", 2000))
+	dataPack := c.endPack(dataBlob)
+	var inner []node // so many that the tree is most of its pack
+	for i := range 10 {
+		inner = append(inner, c.fileNode(fmt.Sprintf("in %d", i), noise(fmt.Sprint("in", i), 100)))
+	}
+	dir := c.tree(inner...)
+	treePack := c.endPack(treeBlob)
+	root := c.tree(a, c.fileNode("b", "content of b"), dirNode("dir", dir))
+	s.first = c.snapshot(root)
+	s.keys = map[string]string{"config": configKey, "data pack": packKey(dataPack), "tree pack": packKey(treePack), "snapshot": snapshotPrefix + s.first}
+	for _, key := range s.memories[0].Keys() {
+		if strings.HasPrefix(key, keyPrefix) {
+			s.keys["key"] = key
+		}
+		if strings.HasPrefix(key, indexPrefix) {
+			s.keys["index"] = key
+		}
+	}
+	s.second = c.snapshot(c.tree(c.fileNode("other", noise("other", 2000))))
+	require.Len(t, s.keys, 6)
+	return s
+}
+
+func (s *damagedScene) damage(t *testing.T, key string, memory *storagetest.Memory, damage string) {
+	t.Helper()
+	switch damage {
+	case "missing":
+		must(t, memory.Delete(t.Context(), key))
+	case "truncated":
+		memory.Corrupt(key, func(data []byte) []byte { return data[:len(data)/2] })
+	case "flipped":
+		memory.Corrupt(key, func(data []byte) []byte { return flip(data, len(data)/4) })
+	case "empty":
+		memory.Corrupt(key, func([]byte) []byte { return nil })
+	}
+}
+
+func openMirror(t *testing.T, providers ...storage.Provider) (*Repository, error) {
+	t.Helper()
+	return Open(t.Context(), newTestMirror(t, storage.PolicyAll, providers...), testPassword, testOptions())
+}
+
+// needed are the paths that a damage names, by snapshot.
+func needed(d Damage) map[string][]string {
+	paths := map[string][]string{}
+	for _, need := range d.NeededBy {
+		for _, path := range need.Paths {
+			text := path.Path
+			if path.Lost {
+				text += " lost"
+			}
+			paths[need.Snapshot] = append(paths[need.Snapshot], text)
+		}
+	}
+	return paths
+}
+
+func verdictOf(t *testing.T, report *CheckReport, snapshot string) Verdict {
+	t.Helper()
+	at := slices.IndexFunc(report.Verdicts, func(v Verdict) bool { return v.Snapshot == snapshot })
+	require.GreaterOrEqual(t, at, 0, "no verdict on %s: %+v", snapshot, report.Verdicts)
+	return report.Verdicts[at]
+}
+
+var (
+	damagedKinds = map[string]struct {
+		kind DamageKind
+		path string // what of the first snapshot needs it
+	}{
+		"config": {DamageConfig, ""}, "key": {DamageKey, ""}, "index": {DamageIndex, "all"}, "snapshot": {DamageSnapshot, "/"},
+		"tree pack": {DamagePack, "/dir/"}, "data pack": {DamagePack, "/a"},
+	}
+	damageWays = []string{"missing", "truncated", "flipped", "empty"}
+)
+
+// TestDamageInOneStore: every kind of object, damaged in every way in one of two stores: the object, the store, and the paths
+// of the snapshot that needs it are named, that snapshot is exposed in just that store, and the other one is sound.
+func TestDamageInOneStore(t *testing.T) {
+	for name, kind := range damagedKinds {
+		for _, way := range damageWays {
+			t.Run(name+" "+way, func(t *testing.T) {
+				s := newDamagedScene(t)
+				s.damage(t, s.keys[name], s.memories[1], way)
+				r, err := openMirror(t, s.memories[0], s.memories[1])
+				require.NoError(t, err)
+				defer r.Close()
+				report, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+				require.NoError(t, err)
+				require.NotEmpty(t, report.Errors)
+				require.Len(t, report.Damage, 1, "%+v", report)
+				damage := report.Damage[0]
+				require.Equal(t, kind.kind, damage.Kind)
+				require.Equal(t, s.keys[name], damage.Key)
+				require.False(t, damage.Lost)
+				require.Equal(t, []string{s.memories[0].URL()}, damage.WholeOn)
+				require.Len(t, damage.Stores, 1)
+				require.Equal(t, s.memories[1].URL(), damage.Stores[0].Store)
+				want := ProblemDamaged
+				if way == "missing" {
+					want = ProblemMissing
+				}
+				require.Equal(t, want, damage.Stores[0].Problem)
+				// A listing of this store has checksums. Which of two configs is right it does not say.
+				require.Equal(t, name == "config" && way != "missing", damage.Stores[0].Hidden)
+				require.Equal(t, []StoreVerdict{{Store: s.memories[0].URL()},
+					{Store: s.memories[1].URL(), Damaged: map[Problem]int64{ProblemDamaged: 1}[want], Missing: map[Problem]int64{ProblemMissing: 1}[want]}}, report.Stores)
+
+				first, second := verdictOf(t, report, s.first), verdictOf(t, report, s.second)
+				require.Equal(t, StateSound, second.State)
+				require.Empty(t, second.Lacking)
+				if kind.path == "" {
+					require.Equal(t, StateSound, first.State)
+					require.Empty(t, damage.NeededBy)
+					return
+				}
+				require.Equal(t, StateExposed, first.State)
+				require.Equal(t, []string{s.memories[1].URL()}, first.Lacking)
+				require.EqualValues(t, 1, damage.Snapshots)
+				paths := []string{kind.path}
+				if kind.path == "all" { // files, directories, and the top one
+					paths = []string{"/", "/a", "/b", "/dir/"}
+					for i := range 6 {
+						paths = append(paths, fmt.Sprintf("/dir/in %d", i))
+					}
+					require.EqualValues(t, 14, damage.Paths)
+					require.EqualValues(t, 14, first.ExposedPaths)
+				} else {
+					require.EqualValues(t, 1, damage.Paths)
+				}
+				require.Equal(t, map[string][]string{s.first: paths}, needed(damage))
+				require.Equal(t, map[State]int64{StateSound: 1, StateExposed: 1}, report.States)
+			})
+		}
+	}
+}
+
+// TestDamageInEveryStore: the same where no store has a good copy: it is lost, with the path, and the other snapshot is sound.
+// Without config or key nothing can be opened, and the error names it.
+func TestDamageInEveryStore(t *testing.T) {
+	for name, kind := range damagedKinds {
+		for _, way := range damageWays {
+			for _, stores := range []int{1, 2} {
+				t.Run(fmt.Sprintf("%s %s in %d", name, way, stores), func(t *testing.T) {
+					s := newDamagedScene(t)
+					providers := []storage.Provider{s.memories[0], s.memories[1]}[:stores]
+					for _, memory := range s.memories[:stores] {
+						s.damage(t, s.keys[name], memory, way)
+					}
+					r, err := openMirror(t, providers...)
+					if kind.path == "" {
+						require.ErrorIs(t, err, ErrDamaged)
+						require.ErrorContains(t, err, map[bool]string{true: "no key", false: s.keys[name]}[way == "missing" && name == "key"])
+						return
+					}
+					require.NoError(t, err)
+					defer r.Close()
+					report, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+					require.NoError(t, err)
+					require.Equal(t, StateSound, verdictOf(t, report, s.second).State)
+					if name == "snapshot" && way == "missing" {
+						require.Empty(t, report.Errors, "nothing knows of a snapshot that is nowhere")
+						require.Len(t, report.Verdicts, 1)
+						return
+					}
+					require.NotEmpty(t, report.Errors)
+					first := verdictOf(t, report, s.first)
+					require.Equal(t, StateDamaged, first.State)
+					require.EqualValues(t, 1, first.LostPaths)
+					require.Len(t, first.Lacking, stores)
+
+					damage, path := report.Damage[0], kind.path
+					switch {
+					case name == "index" && way == "missing": // what it named, nobody knows any more
+						require.Len(t, report.Damage, 1)
+						path = "/"
+						require.Equal(t, DamageBlob, damage.Kind)
+					case name == "index":
+						require.Len(t, report.Damage, 2)
+						require.Equal(t, s.keys[name], damage.Key)
+						require.True(t, damage.Lost)
+						damage, path = report.Damage[1], "/"
+						require.Equal(t, DamageBlob, damage.Kind)
+					default:
+						require.Len(t, report.Damage, 1, "%+v", report.Damage)
+						require.Equal(t, s.keys[name], damage.Key)
+						require.Len(t, damage.Stores, stores)
+					}
+					require.True(t, damage.Lost)
+					require.Empty(t, damage.WholeOn)
+					require.EqualValues(t, 1, damage.Snapshots)
+					require.EqualValues(t, 1, damage.Paths)
+					require.Equal(t, map[string][]string{s.first: {path + " lost"}}, needed(damage))
+				})
+			}
+		}
+	}
+}
+
+// TestDamageThatAListingShows is named with its paths without reading the other packs, and then no snapshot is called sound.
+func TestDamageThatAListingShows(t *testing.T) {
+	for _, name := range []string{"data pack", "tree pack"} {
+		for _, way := range damageWays {
+			s := newDamagedScene(t)
+			s.damage(t, s.keys[name], s.memories[0], way)
+			r, err := openMirror(t, s.memories[0], s.memories[1])
+			require.NoError(t, err)
+			report, err := r.Check(t.Context(), CheckOptions{})
+			require.NoError(t, err)
+			require.Equal(t, StateUnproven, verdictOf(t, report, s.second).State)
+			require.Equal(t, ReadNone, report.Read.Data)
+			require.Equal(t, report.Packs, report.Read.UnreadPacks)
+			if way == "flipped" && name == "data pack" {
+				require.Empty(t, report.Damage, "only reading it shows that")
+				continue
+			}
+			require.Len(t, report.Damage, 1, "%s %s", name, way) // a tree that had to be read elsewhere is looked for
+			require.Equal(t, map[string][]string{s.first: {damagedKinds[name].path}}, needed(report.Damage[0]))
+			require.Equal(t, StateExposed, verdictOf(t, report, s.first).State)
+			must(t, r.Close())
+		}
+	}
+}
+
+// TestOnlyWhatIsNeededIsSaidToBeLost: blobs of a damaged pack that can still be read, that lie in another pack too, or that
+// nothing needs, take nothing from any snapshot.
+func TestOnlyWhatIsNeededIsSaidToBeLost(t *testing.T) {
+	memory := storagetest.NewMemory()
+	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, memory))
+	files := []node{c.fileNode("first", noise("first", 1000)), c.fileNode("second", noise("second", 1000)), c.fileNode("twice", noise("twice", 1000))}
+	c.blob(dataBlob, []byte(noise("of a removed snapshot", 1000)))
+	pack := c.endPack(dataBlob)
+	c.known = map[blobKey]bool{}
+	c.fileNode("twice", noise("twice", 1000))
+	newer := c.endPack(dataBlob)
+	first := c.snapshot(c.tree(files...))
+	second := c.snapshot(c.tree(files[1], files[2]))
+	third := c.snapshot(c.tree(dirNode("x", c.tree(files...)), dirNode("y", c.tree(files[2]))))
+
+	check := func(change func([]byte) []byte) (*CheckReport, Damage) {
+		t.Helper()
+		memory.Corrupt(packKey(pack), change)
+		report, err := c.repository.Check(t.Context(), CheckOptions{ReadData: true})
+		require.NoError(t, err)
+		require.Len(t, report.Damage, 1)
+		return report, report.Damage[0]
+	}
+	var whole []byte
+	report, damage := check(func(data []byte) []byte { whole = data; return flip(data, 500) })
+	require.EqualValues(t, 1, damage.Blobs)
+	require.EqualValues(t, 2, damage.Snapshots)
+	require.EqualValues(t, 2, damage.Paths)
+	require.Equal(t, map[string][]string{first: {"/first lost"}, third: {"/x/first lost"}}, needed(damage))
+	require.Equal(t, StateSound, verdictOf(t, report, second).State)
+
+	report, damage = check(func([]byte) []byte { return flip(whole, len(whole)-1) })
+	require.Zero(t, damage.Blobs, "only its header is damaged")
+	require.Empty(t, damage.NeededBy)
+	require.Equal(t, map[State]int64{StateSound: 3}, report.States)
+
+	_, damage = check(func([]byte) []byte { return flip(whole, 3500) })
+	require.EqualValues(t, 1, damage.Blobs)
+	require.Zero(t, damage.Paths, "no snapshot needs it")
+
+	memory.Corrupt(packKey(pack), func([]byte) []byte { return whole })
+	older := pack
+	pack = newer
+	report, damage = check(func(data []byte) []byte { whole = data; return nil })
+	require.EqualValues(t, 1, damage.Blobs)
+	require.Equal(t, map[State]int64{StateSound: 3}, report.States, "the older pack has it")
+	memory.Corrupt(packKey(pack), func([]byte) []byte { return whole })
+
+	pack = older
+	report, damage = check(func([]byte) []byte { return nil })
+	require.EqualValues(t, 4, damage.Blobs)
+	require.EqualValues(t, 3, damage.Snapshots)
+	require.EqualValues(t, 5, damage.Paths, "what lies in another pack too is not lost")
+	require.Equal(t, []string{"/x/first lost", "/x/second lost"}, needed(damage)[third])
+	require.Equal(t, map[State]int64{StateDamaged: 3}, report.States)
+}
+
+// TestDamageNamesAreBounded: of very much only some is named, the newest first, and all is counted; directories that lie in
+// each other more often than could be gone through too.
+func TestDamageNamesAreBounded(t *testing.T) {
+	memory := storagetest.NewMemory()
+	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, memory))
+	file := c.fileNode("file", noise("file", 1000))
+	pack := c.endPack(dataBlob)
+	tree := c.tree(file)
+	const depth = 40
+	for range depth {
+		tree = c.tree(dirNode("l", tree), dirNode("r", tree))
+	}
+	var newest string
+	for i := range 2 * maxNeedSnapshots {
+		newest = c.snapshot(c.tree(dirNode(fmt.Sprint("top", i), tree)))
+		time.Sleep(time.Microsecond) // snapshots are told apart by their time
+	}
+	must(t, memory.Delete(t.Context(), packKey(pack)))
+	report, err := c.repository.Check(t.Context(), CheckOptions{})
+	require.NoError(t, err)
+	require.Len(t, report.Damage, 1)
+	damage := report.Damage[0]
+	require.EqualValues(t, 2*maxNeedSnapshots, damage.Snapshots)
+	require.EqualValues(t, 2*maxNeedSnapshots<<depth, damage.Paths)
+	require.Len(t, damage.NeededBy, maxNeedSnapshots)
+	require.Equal(t, newest, damage.NeededBy[0].Snapshot)
+	require.EqualValues(t, 1<<depth, report.Verdicts[0].LostPaths)
+
+	many := newCrafter(t, newTestRepository(t, storage.PolicyAll, storagetest.NewMemory()))
+	var nodes []node
+	for i := range 5000 {
+		n := file
+		n.Name = fmt.Sprintf("%04d", i)
+		nodes = append(nodes, n)
+	}
+	many.snapshot(many.tree(nodes...))
+	report, err = many.repository.Check(t.Context(), CheckOptions{})
+	require.NoError(t, err)
+	require.Len(t, report.Damage, 1)
+	require.EqualValues(t, 5000, report.Damage[0].Paths)
+	require.Len(t, report.Damage[0].NeededBy[0].Paths, maxNeedPaths)
+	require.EqualValues(t, 1, report.Damage[0].Blobs)
+}
+
+// TestLostContentIsStoredAgain: the mend that a check names for what no store has. The old snapshot is whole again.
+func TestLostContentIsStoredAgain(t *testing.T) {
+	memory := storagetest.NewMemory()
+	dir := t.TempDir()
+	writeFiles(t, dir, map[string][]byte{"a": []byte(noise("a", 10_000)), "b": []byte(noise("b", 10_000))})
+	r := newTestRepository(t, storage.PolicyAll, memory)
+	old, err := r.Backup(t.Context(), dir, BackupOptions{})
+	require.NoError(t, err)
+	for _, key := range memory.Keys() {
+		if strings.HasPrefix(key, packPrefix) {
+			memory.Corrupt(key, func(data []byte) []byte { return flip(data, 100) })
+		}
+	}
+	report, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+	require.NoError(t, err)
+	require.Equal(t, map[State]int64{StateDamaged: 1}, report.States)
+	for _, damage := range report.Damage {
+		require.True(t, damage.Lost)
+		must(t, memory.Delete(t.Context(), damage.Key))
+	}
+	_, err = r.RebuildIndex(t.Context(), RebuildIndexOptions{})
+	require.NoError(t, err)
+	r, err = openMirror(t, memory)
+	require.NoError(t, err)
+	defer r.Close()
+	_, err = r.Backup(t.Context(), dir, BackupOptions{})
+	require.NoError(t, err)
+	report, err = r.Check(t.Context(), CheckOptions{ReadData: true})
+	require.NoError(t, err)
+	require.Empty(t, report.Errors)
+	require.Equal(t, StateSound, verdictOf(t, report, old.Snapshot).State)
+	requireWhole(t, r, old.Snapshot)
+}

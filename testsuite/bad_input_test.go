@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -96,6 +97,23 @@ func objects(t *testing.T, provider storage.Provider, prefix string) []storage.O
 		return nil
 	}))
 	return found
+}
+
+// stored lists the repositories of workspaces on every store. Locks come and go by themselves.
+func (s *stack) stored(t *testing.T, names ...string) [][]storage.Object {
+	t.Helper()
+	var all [][]storage.Object
+	for i := range s.File().Stores {
+		for _, name := range names {
+			prefix := workspace.RepositoryPrefix(show(t, s, name).ID) + "/"
+			found := slices.DeleteFunc(objects(t, s.store(t, i), prefix), func(object storage.Object) bool {
+				return strings.HasPrefix(object.Key, prefix+"locks/")
+			})
+			require.NotEmpty(t, found)
+			all = append(all, found)
+		}
+	}
+	return all
 }
 
 // untouched wants everything that is kept of a deployment (nodes' content, both stores) to be after do what it was before.
@@ -327,7 +345,12 @@ func TestImageThatDoesNotExist(t *testing.T) {
 	}))
 	defer registry.Close()
 	image := strings.TrimPrefix(registry.URL, "http://") + "/nothing:1"
-	must(t, s, 1, []string{"image", image, "mend:"}, "start", "web", "--image", image)
+	must(t, s, 0, nil, "start", "other", "--snapshot-every", "off")
+	must(t, s, 0, nil, "exec", "other", "--", "sh", "-c", "echo content > file")
+	must(t, s, 0, nil, "stop", "other")
+	stored := s.stored(t, "other")
+	must(t, s, 1, []string{"image", image, "mend: name another with --image"}, "start", "web", "--image", image)
+	require.Equal(t, stored, s.stored(t, "other"), "another workspace's repository changed")
 	state := show(t, s, "web")
 	require.Nil(t, state.Instance)
 	require.Nil(t, state.Kept)

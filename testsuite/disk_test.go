@@ -107,9 +107,10 @@ func TestFullDisks(t *testing.T) {
 		before := manifest(t, content)
 		must(t, s, 0, nil, "stop", "big")
 		must(t, s, 0, []string{"is stopped"}, "stop", "full") // its node is empty again
-		head := show(t, s, "big").Head.Snapshot
+		head, stored := show(t, s, "big").Head.Snapshot, s.stored(t, "big", "full")
 
 		must(t, s, 1, []string{"no space left", "safe:", "mend:"}, "start", "big", "--node", "small")
+		require.Equal(t, stored, s.stored(t, "big", "full"), "a repository changed")
 		state := show(t, s, "big")
 		require.Equal(t, workspace.Stopped, state.Phase, "%+v", state.Block)
 		require.Equal(t, head, state.Head.Snapshot)
@@ -130,7 +131,7 @@ func TestFullDisks(t *testing.T) {
 		must(t, s, 0, nil, "start", "random", "--node", "large")
 		_, content := contentDir(t, s, "random")
 		must(t, s, 0, nil, "exec", "random", "--", "sh", "-c", "head -c 96M /dev/urandom > noise; echo z > note")
-		before := manifest(t, content)
+		before, stored := manifest(t, content), s.stored(t, "big", "full")
 		r := cli(t, s, "stop", "random", "--timeout", "60s")
 		require.Contains(t, []int{1, 5}, r.code, "%s", r)
 		why := waitSays(t, s, []string{"an object store has no room left", "make room in the store"}, "why", "random")
@@ -138,6 +139,7 @@ func TestFullDisks(t *testing.T) {
 		t.Logf("a full store is said as: %s", why.stdout)
 		_, content = contentDir(t, s, "random")
 		requireSame(t, before, content) // nothing was removed
+		require.Equal(t, stored, s.stored(t, "big", "full"), "another workspace's repository changed")
 
 		resize(t, store, "512m")
 		waitState(t, s, "random", "is stopped", patience, func(state workspace.State) bool {

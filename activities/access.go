@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"holdfast/dataport"
@@ -186,9 +185,9 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 	for provider, err := range failed {
 		result.Notes = append(result.Notes, fmt.Sprintf("%s cannot be asked: %v", provider, err))
 	}
-	known, timed := map[string]bool{}, map[string]bool{} // timed ones may have been forgotten
+	known := map[string]bool{}
 	for _, commit := range commits {
-		known[commit.Snapshot], timed[commit.Snapshot] = true, commit.Timed
+		known[commit.Snapshot] = true
 		result.Snapshots = append(result.Snapshots, workspace.SnapshotLine{
 			Snapshot: commit.Snapshot, Time: commit.Time, Kind: commit.Kind, Token: commit.Token, Sequence: commit.Sequence,
 			Files: commit.Files, Bytes: commit.Bytes, Omitted: commit.Omitted, Providers: holders[commit.Snapshot],
@@ -198,17 +197,11 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 			result.Snapshots[len(result.Snapshots)-1].Excluded = commit.Excluded.Count
 		}
 	}
-	stored, err := c.stored(ctx, state.ID)
+	others, err := c.uncommitted(ctx, state.ID, known)
 	if err != nil {
-		result.Notes = append(result.Notes, "what the stores hold could not be listed, so that snapshots which no commit names are not shown, and those which were forgotten are: "+err.Error())
-	} else {
-		for i := range stored {
-			delete(timed, stored[i].ID)
-		}
-		result.Snapshots = append(uncommitted(stored, known), slices.DeleteFunc(result.Snapshots, func(line workspace.SnapshotLine) bool {
-			return timed[line.Snapshot] && !line.Head
-		})...)
+		result.Notes = append(result.Notes, "snapshots that no commit names could not be read: "+err.Error())
 	}
+	result.Snapshots = append(others, result.Snapshots...)
 	if extra := len(result.Snapshots) - mostSnapshots; extra > 0 {
 		result.Snapshots = result.Snapshots[extra:]
 		result.Notes = append(result.Notes, fmt.Sprintf("%d older snapshots are not shown", extra))
@@ -216,13 +209,14 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 	return result, nil
 }
 
-// stored lists the snapshots of a workspace's repository.
-func (c *Control) stored(ctx context.Context, id string) ([]snapshot.Info, error) {
-	wrapped, err := c.Catalog.Password(ctx, id)
+// uncommitted lists snapshots that no commit names: recovered ones, those of stock restic, and those whose commit was
+// never made. None of them is ever the head (invariant 3).
+func (c *Control) uncommitted(ctx context.Context, id string, known map[string]bool) ([]workspace.SnapshotLine, error) {
+	stored, err := c.Catalog.Password(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	password, err := c.Master.Unwrap(ctx, keys.PurposeRepositoryPassword, wrapped.Wrapped)
+	password, err := c.Master.Unwrap(ctx, keys.PurposeRepositoryPassword, stored.Wrapped)
 	if err != nil {
 		return nil, err
 	}
@@ -239,14 +233,12 @@ func (c *Control) stored(ctx context.Context, id string) ([]snapshot.Info, error
 		return nil, err
 	}
 	defer repository.Close()
-	return repository.Snapshots(ctx)
-}
-
-// uncommitted are the snapshots that no commit names: recovered ones, those of stock restic, and those whose commit was
-// never made. None of them is ever the head (invariant 3).
-func uncommitted(stored []snapshot.Info, known map[string]bool) []workspace.SnapshotLine {
+	found, err := repository.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var lines []workspace.SnapshotLine
-	for _, info := range stored {
+	for _, info := range found {
 		if known[info.ID] {
 			continue
 		}
@@ -259,5 +251,5 @@ func uncommitted(stored []snapshot.Info, known map[string]bool) []workspace.Snap
 		}
 		lines = append(lines, line)
 	}
-	return lines
+	return lines, nil
 }

@@ -42,7 +42,6 @@ type scene struct {
 	client client.Client
 	name   string
 	id     string
-	input  workspace.Input // with which the workspace begins
 	asked  int
 	lease  *leaseScript
 	leases *leaseTaker
@@ -169,29 +168,6 @@ var scenarios = []scenario{
 		s.failing(nil)
 		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
 	}},
-	{"retention", atlas, func(s *scene) {
-		// As one that continued as new with eleven of twelve.
-		s.input.State = &workspace.State{
-			Name: "atlas", ID: "abcdefghijklmnopqrstuvwxyz", Owner: "ada", Phase: workspace.Pending, Incomplete: true,
-			Retaining: &workspace.Retaining{Made: workspace.RetainEvery - 1, Time: time.Date(2026, 1, 25, 12, 0, 0, 0, time.UTC)},
-		}
-		s.failing(func(name string, _ int) error {
-			if name == workspace.ActivityForget {
-				return errors.New("no route to the store")
-			}
-			return nil
-		})
-		s.startWith(startEvery(workspace.MinSnapshotEvery))
-		s.reached(workspace.ActivityForget)
-		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
-		s.failing(nil)
-		s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada"}, workspace.Running)
-		s.locked(s.change)
-		s.until("forgotten", func(state workspace.State) bool {
-			return state.Operation == nil && state.Retaining.Forgotten == 7 && state.Retaining.Made == 0
-		})
-		s.request(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"}, workspace.Running)
-	}},
 	{"node_lease", "node/" + nodeOne, func(s *scene) {
 		begin(s, workspace.NodeWorkflow, workspace.NodeInput{Node: nodeOne})
 		register := func(incarnation string) {
@@ -315,7 +291,7 @@ func dial(t *testing.T) client.Client {
 
 func newScene(t *testing.T, c client.Client, name, id string) *scene {
 	t.Helper()
-	s := &scene{world: emptyWorld(t), client: c, id: id, name: name, lease: &leaseScript{}, input: workspace.Input{Name: "atlas", Owner: "ada"}}
+	s := &scene{world: emptyWorld(t), client: c, id: id, name: name, lease: &leaseScript{}}
 	s.work()
 	t.Cleanup(func() { _ = c.TerminateWorkflow(context.Background(), s.id, "", "recorded") }) // some have ended
 	return s
@@ -518,7 +494,7 @@ func (s *scene) beginWith(request workspace.StartRequest) {
 	handle, err := s.client.UpdateWithStartWorkflow(s.t.Context(), client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: s.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
 			ID: s.id, TaskQueue: workspace.ControlQueue, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
-		}, workspace.WorkspaceWorkflow, s.input),
+		}, workspace.WorkspaceWorkflow, workspace.Input{Name: "atlas", Owner: "ada"}),
 		UpdateOptions: client.UpdateWorkflowOptions{
 			UpdateID: s.updateID(), UpdateName: workspace.UpdateStart, Args: []any{request},
 			WaitForStage: client.WorkflowUpdateStageCompleted,

@@ -132,8 +132,6 @@ const (
 	ActivityVerify          = "Verify"
 	ActivityCommit          = "Commit"
 	ActivityRepair          = "Repair"
-	ActivityForget          = "Forget"
-	ActivityPrune           = "Prune"
 	ActivityRemoveInstance  = "RemoveInstance"
 	ActivityDiscardInstance = "DiscardInstance"
 	ActivityHoldLease       = "HoldLease"

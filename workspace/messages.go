@@ -81,6 +81,21 @@ type MoveRequest struct {
 	Node    string `json:"node,omitempty"` // only to this node; empty: to any other
 }
 
+// KeepRequest puts off that a running workspace is stopped by itself.
+type KeepRequest struct {
+	Subject string `json:"subject"`
+	// Seconds is for how long from now: MinKeep to MaxKeep; 0 takes an earlier one back.
+	Seconds int64 `json:"seconds"`
+}
+
+// Validate names what is wrong with the request.
+func (r KeepRequest) Validate() error {
+	if r.Seconds != 0 && (r.Seconds < int64(MinKeep/time.Second) || r.Seconds > int64(MaxKeep/time.Second)) {
+		return invalid("keep", "%s: want 1m to 720h (30 days), or off", time.Duration(r.Seconds)*time.Second)
+	}
+	return nil
+}
+
 // Target says which workspace and instance a message to an activity is for.
 type Target struct {
 	WorkspaceID string `json:"workspace_id"`

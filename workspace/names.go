@@ -102,6 +102,7 @@ const (
 	UpdateDelete   = "delete"
 	UpdateUnstick  = "unstick"
 	UpdateMove     = "move"
+	UpdateKeep     = "keep"
 	UpdateRegister = "register"
 	UpdateOrder    = "order"
 

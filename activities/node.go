@@ -40,7 +40,6 @@ type Node struct {
 	Shell []string
 
 	uploads arrivals
-	use     uses
 }
 
 const defaultReserve = 256 << 20

@@ -46,7 +46,6 @@ func TestNoActivityIsForgotten(t *testing.T) {
 	elsewhere := map[string]string{
 		workspace.ActivityRecordDeleted:   "TestDeleteFailingWithEveryError",
 		workspace.ActivityFindInstance:    "find_test.go",
-		workspace.ActivityLookAtUse:       "idle_test.go",
 		workspace.ActivityAnnounceNode:    "the node's workflow, node_lost_test.go",
 		workspace.ActivityHoldLease:       "the node's workflow, node_test.go",
 		workspace.ActivityGrantAccess:     "a workflow that does nothing else, requests.go",

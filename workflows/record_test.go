@@ -168,17 +168,6 @@ var scenarios = []scenario{
 		s.failing(nil)
 		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
 	}},
-	{"idle_stop", atlas, func(s *scene) {
-		s.startWith(stopping(workspace.MinStop, 0))
-		warned := func(state workspace.State) bool {
-			return state.Watch != nil && state.Watch.WarnedOf == workspace.StopIdle
-		}
-		s.until("warned", warned)
-		require.NoError(s.t, s.ask(workspace.UpdateKeep, workspace.KeepRequest{Subject: "ada", Seconds: 60}))
-		s.until("kept", func(state workspace.State) bool { return !warned(state) })
-		s.until("warned again", warned)
-		s.until("stopped", func(state workspace.State) bool { return state.Phase == workspace.Stopped && state.Operation == nil })
-	}},
 	{"node_lease", "node/" + nodeOne, func(s *scene) {
 		begin(s, workspace.NodeWorkflow, workspace.NodeInput{Node: nodeOne})
 		register := func(incarnation string) {

@@ -102,7 +102,6 @@ const (
 	UpdateDelete   = "delete"
 	UpdateUnstick  = "unstick"
 	UpdateMove     = "move"
-	UpdateKeep     = "keep"
 	UpdateRegister = "register"
 	UpdateOrder    = "order"
 
@@ -128,7 +127,6 @@ const (
 	ActivityStartInstance   = "StartInstance"
 	ActivityStopInstance    = "StopInstance"
 	ActivityFindInstance    = "FindInstance"
-	ActivityLookAtUse       = "LookAtUse"
 	ActivityBackup          = "Backup"
 	ActivityVerify          = "Verify"
 	ActivityCommit          = "Commit"

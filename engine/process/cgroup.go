@@ -271,21 +271,17 @@ func (s cgroupSet) remove() {
 	s.walk(func(dir string) { _ = os.Remove(dir) })
 }
 
-// cpu gives CPU seconds where a cgroup counts them.
-func (s cgroupSet) cpu() (float64, bool) {
+// usage gives CPU seconds and memory where a cgroup counts them.
+func (s cgroupSet) usage() (cpu float64, cpuKnown bool, memory int64, memoryKnown bool) {
 	if usec, ok := s.field(unified, "cpu.stat", "usage_usec"); ok {
-		return float64(usec) / 1e6, true
+		cpu, cpuKnown = float64(usec)/1e6, true
+	} else if nsec, ok := s.number("cpuacct", "cpuacct.usage"); ok {
+		cpu, cpuKnown = float64(nsec)/1e9, true
 	}
-	nsec, ok := s.number("cpuacct", "cpuacct.usage")
-	return float64(nsec) / 1e9, ok
-}
-
-// memory gives bytes where a cgroup counts them.
-func (s cgroupSet) memory() (int64, bool) {
-	if bytes, ok := s.number("memory", "memory.usage_in_bytes"); ok {
-		return bytes, true
+	if memory, memoryKnown = s.number("memory", "memory.usage_in_bytes"); !memoryKnown {
+		memory, memoryKnown = s.number(unified, "memory.current")
 	}
-	return s.number(unified, "memory.current")
+	return cpu, cpuKnown, memory, memoryKnown
 }
 
 // oomKilled says whether the kernel killed a process of the run for want of memory.

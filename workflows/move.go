@@ -13,7 +13,7 @@ import (
 // A move takes a running workspace to another node: it is backed up while it runs, stopped through a final backup of what
 // little has changed since, and started elsewhere from exactly that. Whatever cannot be done is found out while it runs, as
 // far as that is possible, and a move that fails ends with the workspace running where it was
-// (docs/decisions/0014-move-and-drain.md).
+// (docs/decisions/0014-moves.md).
 
 func (w *entity) acceptMove(ctx workflow.Context, request workspace.MoveRequest) (workspace.Accepted, error) {
 	return w.accept(ctx, workspace.Command{Move: &request}, workspace.OperationMove)

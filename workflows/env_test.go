@@ -491,3 +491,12 @@ func (w *world) change() {
 		}
 	}
 }
+
+// onlyOnce leaves a matrix out of the run with the race detector (-short): it takes several times as long there, and a
+// workflow's coroutines, which run one at a time, are looked at by the other tests.
+func onlyOnce(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("a matrix, which runs without -short")
+	}
+}

@@ -136,6 +136,7 @@ func TestMoveComesBack(t *testing.T) {
 // Whichever activity fails, in whichever way, from the move on, a full copy exists at every step, and when the fault is gone
 // and a person has asked for it the workspace runs with the newest content.
 func TestMoveFailingWithEveryError(t *testing.T) {
+	onlyOnce(t)
 	for _, name := range everyActivity {
 		for kind, fault := range everyError() {
 			for _, lost := range []bool{false, true} {

@@ -71,14 +71,24 @@ type world struct {
 const nodeOne, nodeTwo = "node-1", "node-2"
 
 func newWorld(t *testing.T) *world {
-	var suite testsuite.WorkflowTestSuite
 	w := emptyWorld(t)
-	w.environment = suite.NewTestWorkflowEnvironment()
-	w.environment.SetTestTimeout(3 * time.Minute)
-	w.environment.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute}) // a second is a busy machine
-	workflows.Register(w.environment)
+	w.environment = newEnvironment()
 	w.register(w.environment)
 	return w
+}
+
+// newEnvironment runs workflows as if no time passed while they wait. What it and the SDK log, hundreds of lines for a
+// case, is said with -v only.
+func newEnvironment() *testsuite.TestWorkflowEnvironment {
+	var suite testsuite.WorkflowTestSuite
+	if !testing.Verbose() {
+		suite.SetLogger(quiet)
+	}
+	environment := suite.NewTestWorkflowEnvironment()
+	environment.SetTestTimeout(3 * time.Minute)
+	environment.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute}) // a second is a busy machine
+	workflows.Register(environment)
+	return environment
 }
 
 // emptyWorld is a world whose activities are for any worker.
@@ -489,14 +499,5 @@ func (w *world) change() {
 			w.newestContent = w.content[place]
 			return
 		}
-	}
-}
-
-// onlyOnce leaves a matrix out of the run with the race detector (-short): it takes several times as long there, and a
-// workflow's coroutines, which run one at a time, are looked at by the other tests.
-func onlyOnce(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("a matrix, which runs without -short")
 	}
 }

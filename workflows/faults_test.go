@@ -72,6 +72,7 @@ func TestEveryActivityFailingWithEveryError(t *testing.T) {
 					}
 					for _, from := range []int{1, 2} {
 						t.Run(fmt.Sprintf("%s/%s/%s/lost=%t/from=%d", life, name, kind, lost, from), func(t *testing.T) {
+							t.Parallel()
 							failing(t, first, name, fault, lost, from)
 						})
 					}

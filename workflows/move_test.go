@@ -136,7 +136,6 @@ func TestMoveComesBack(t *testing.T) {
 // Whichever activity fails, in whichever way, from the move on, a full copy exists at every step, and when the fault is gone
 // and a person has asked for it the workspace runs with the newest content.
 func TestMoveFailingWithEveryError(t *testing.T) {
-	onlyOnce(t)
 	for _, name := range everyActivity {
 		for kind, fault := range everyError() {
 			for _, lost := range []bool{false, true} {
@@ -145,6 +144,7 @@ func TestMoveFailingWithEveryError(t *testing.T) {
 				}
 				for _, from := range []int{1, 2} {
 					t.Run(fmt.Sprintf("%s/%s/lost=%t/from=%d", name, kind, lost, from), func(t *testing.T) {
+						t.Parallel()
 						w := newWorld(t)
 						w.environment.RegisterDelayedCallback(func() {
 							w.mutex.Lock()

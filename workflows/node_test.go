@@ -15,10 +15,8 @@ import (
 	"go.temporal.io/sdk/converter"
 	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/testsuite"
-	"go.temporal.io/sdk/worker"
 	"go.temporal.io/sdk/workflow"
 
-	"holdfast/workflows"
 	"holdfast/workspace"
 )
 
@@ -60,12 +58,8 @@ func notTaken() ending {
 }
 
 func newAgents(t *testing.T, script ...ending) *agents {
-	var suite testsuite.WorkflowTestSuite
-	a := &agents{t: t, environment: suite.NewTestWorkflowEnvironment(), script: script}
-	a.environment.SetTestTimeout(3 * time.Minute)
-	a.environment.SetWorkerOptions(worker.Options{DeadlockDetectionTimeout: time.Minute}) // a second is a busy machine
+	a := &agents{t: t, environment: newEnvironment(), script: script}
 	a.begin = a.environment.Now()
-	workflows.Register(a.environment)
 	a.environment.RegisterActivityWithOptions(func(context.Context) (workspace.ControlInfo, error) {
 		return workspace.ControlInfo{VerifyKey: []byte("public")}, nil
 	}, activity.RegisterOptions{Name: workspace.ActivityDescribeControl})

@@ -41,6 +41,7 @@ func TestLossesWithEveryActivityFailingWithEveryError(t *testing.T) {
 				}
 				for _, from := range []int{1, 2, 3} {
 					t.Run(fmt.Sprintf("%s/%s/lost=%t/from=%d", name, kind, lost, from), func(t *testing.T) {
+						t.Parallel()
 						w := newWorld(t)
 						w.inject(name, fault, lost, from)
 						last := w.lifeWithLosses()
@@ -80,6 +81,7 @@ func TestCommandAtEveryCallOfARecovery(t *testing.T) {
 	for _, update := range []string{workspace.UpdateStop, workspace.UpdateUnstick, workspace.UpdateStart, workspace.UpdateDelete, workspace.UpdateBackup} {
 		for n := 8; n <= 36; n++ {
 			t.Run(fmt.Sprintf("%s/%d", update, n), func(t *testing.T) {
+				t.Parallel()
 				w := newWorld(t)
 				w.fail = func(string, int) error {
 					if len(w.calls) == n {

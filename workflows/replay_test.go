@@ -35,7 +35,7 @@ func replayer(t *testing.T) worker.WorkflowReplayer {
 	return r
 }
 
-// quiet keeps the replay of what must fail from looking like a failure.
+// quiet keeps the replay of what must fail from looking like a failure, and what goes well from being written out.
 var quiet = sdklog.NewStructuredLogger(discard())
 
 func TestReplay(t *testing.T) {

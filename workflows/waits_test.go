@@ -185,11 +185,11 @@ func (w *world) findable(state workspace.State) bool {
 // A cancellation is heard in the middle of every wait, which ends with it: nothing is lost, and the state leads to what the
 // person last had.
 func TestCancellationInEveryWait(t *testing.T) {
-	onlyOnce(t)
 	for name, life := range livesOfWaits {
 		for n := range waitsOf(t, name, life) {
 			n++
 			t.Run(fmt.Sprint(name, n), func(t *testing.T) {
+				t.Parallel()
 				var asked time.Time
 				w := newWaiting(t, life, n, func(w *waiting) {
 					asked = w.environment.Now()
@@ -211,7 +211,6 @@ func TestCancellationInEveryWait(t *testing.T) {
 // A command that comes in the middle of any wait is heard at once: an unstick has ended what is waited for a moment later,
 // and whatever the command was, the workspace can be run again with all that its person last had.
 func TestCancellationByACommandInEveryWait(t *testing.T) {
-	onlyOnce(t)
 	requests := map[string]any{
 		workspace.UpdateUnstick: workspace.UnstickRequest{}, workspace.UpdateStart: workspace.StartRequest{}, workspace.UpdateStop: workspace.StopRequest{},
 	}
@@ -221,6 +220,7 @@ func TestCancellationByACommandInEveryWait(t *testing.T) {
 			for n := range waits {
 				n++
 				t.Run(fmt.Sprintf("%s/%s/%d", name, update, n), func(t *testing.T) {
+					t.Parallel()
 					var refused *error
 					var then workspace.State
 					var soon *workspace.State

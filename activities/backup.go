@@ -192,7 +192,7 @@ func ofStores(ctx context.Context, doing, what string, causes map[string]error) 
 // Commit makes a verified snapshot the head (invariants 3 and 7).
 func (n *Node) Commit(ctx context.Context, input workspace.CommitInput) error {
 	return classify(pulse.Run(ctx, n.Beater, pulse.Options{}, func(ctx context.Context) error {
-		return n.Catalog.CommitWhile(ctx, input.Commit, n.Lease.Check) // invariant 7
+		return n.Catalog.Commit(ctx, input.Commit, n.Lease.Check) // invariant 7
 	}))
 }
 

@@ -36,7 +36,7 @@ func recommit(t *testing.T, r *rig, change func(*workspace.Commit), stores ...in
 	change(&commits[0])
 	for _, i := range stores {
 		one := newCatalogOf(r.stores[i])
-		require.NoError(t, one.Commit(t.Context(), commits[0]))
+		require.NoError(t, one.Commit(t.Context(), commits[0], nil))
 	}
 }
 
@@ -61,7 +61,7 @@ func TestRemovalIsRefused(t *testing.T) {
 		}, kind: workspace.ErrorNotStored},
 		"a final commit of another snapshot beside a live one of this": {violate: func(t *testing.T, r *rig, input *workspace.RemoveInstanceInput) {
 			recommit(t, r, func(c *workspace.Commit) { c.Snapshot = strings.Repeat("0", 64) }, both...)
-			require.NoError(t, r.catalog.Commit(t.Context(), workspace.Commit{WorkspaceID: id, Token: 1, Sequence: 2, Snapshot: input.Snapshot, Kind: "live"}))
+			require.NoError(t, r.catalog.Commit(t.Context(), workspace.Commit{WorkspaceID: id, Token: 1, Sequence: 2, Snapshot: input.Snapshot, Kind: "live"}, nil))
 		}, kind: workspace.ErrorNotStored},
 		"a commit of other content": {violate: func(t *testing.T, r *rig, _ *workspace.RemoveInstanceInput) {
 			recommit(t, r, func(c *workspace.Commit) { c.StatDigest = "other" }, both...)

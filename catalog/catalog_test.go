@@ -56,8 +56,8 @@ func TestHead(t *testing.T) {
 	require.Zero(t, heads()[0].Token)
 
 	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
-	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1])))
-	require.NoError(t, c.Commit(ctx, commit(1, 2, snapshots[2])))
+	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1]), nil))
+	require.NoError(t, c.Commit(ctx, commit(1, 2, snapshots[2]), nil))
 	for _, head := range heads() {
 		require.Equal(t, snapshots[2], head.Head.Snapshot)
 	}
@@ -79,7 +79,7 @@ func TestOlderTokenNeverCommits(t *testing.T) {
 	c, _, _ := stores(storage.PolicyAll)
 	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
 	require.NoError(t, c.RecordInstance(ctx, record(2, snapshots[0])))
-	require.ErrorIs(t, c.Commit(ctx, commit(1, 1, snapshots[1])), catalog.ErrStale)
+	require.ErrorIs(t, c.Commit(ctx, commit(1, 1, snapshots[1]), nil), catalog.ErrStale)
 	require.ErrorIs(t, c.RecordInstance(ctx, record(1, "")), catalog.ErrStale)
 
 	// A node that was suspended between its look and its write: the commit lands, and nobody follows it.
@@ -100,9 +100,9 @@ func TestCreateOnly(t *testing.T) {
 	changed := record(1, "")
 	changed.Base = snapshots[1]
 	require.ErrorIs(t, c.RecordInstance(ctx, changed), catalog.ErrConflict)
-	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1])))
-	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1])))
-	require.ErrorIs(t, c.Commit(ctx, commit(1, 1, snapshots[2])), catalog.ErrConflict)
+	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1]), nil))
+	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1]), nil))
+	require.ErrorIs(t, c.Commit(ctx, commit(1, 1, snapshots[2]), nil), catalog.ErrConflict)
 }
 
 func TestPolicies(t *testing.T) {
@@ -118,7 +118,7 @@ func TestPolicies(t *testing.T) {
 	_, err = catalog.New([]storage.Provider{a}, storage.PolicyAll).CreateControl(ctx, catalog.Control{Recipient: "age1control"})
 	require.NoError(t, err)
 	require.NoError(t, any.RecordInstance(ctx, record(1, "")))
-	require.NoError(t, any.Commit(ctx, commit(1, 1, snapshots[1])))
+	require.NoError(t, any.Commit(ctx, commit(1, 1, snapshots[1]), nil))
 	answers := any.ReadHead(ctx, id).Providers
 	require.Equal(t, snapshots[1], answers[0].Head.Snapshot)
 	require.Contains(t, answers[1].Error, "i/o timeout")
@@ -164,7 +164,7 @@ func TestPermanentCauses(t *testing.T) {
 		if test.b != nil {
 			b.Inject(faulty.Rule{Err: test.b})
 		}
-		err := c.Commit(ctx, commit(1, 1, snapshots[1]))
+		err := c.Commit(ctx, commit(1, 1, snapshots[1]), nil)
 		require.Equal(t, test.waiting, storage.Retryable(err), "%v", err)
 		require.Equal(t, test.waiting, errors.Is(err, catalog.ErrTooFew), "%v", err)
 		for _, cause := range []error{test.a, test.b} {
@@ -277,7 +277,7 @@ func TestDeadProvider(t *testing.T) {
 
 			asked := a.Calls(faulty.Any)
 			require.NoError(t, c.RecordInstance(ctx, record(2, "")))
-			require.NoError(t, c.Commit(ctx, commit(2, 1, snapshots[1])))
+			require.NoError(t, c.Commit(ctx, commit(2, 1, snapshots[1]), nil))
 			require.Equal(t, asked+6, a.Calls(faulty.Any), "two looks and four objects")
 			heads := c.ReadHead(ctx, id).Providers
 			require.NotEmpty(t, heads[0].Error)

@@ -37,21 +37,27 @@ func FuzzCatalogObjects(f *testing.F) {
 		if good != (answer.Error == "") || good && answer.Base != record.Base || !good && answer.Base != "" {
 			t.Fatalf("%+v for an instance record %q", answer, instance)
 		}
+		if _, err := c.Instance(ctx, id, 1); good != (err == nil) {
+			t.Fatalf("%v for an instance record %q", err, instance)
+		}
 
 		put("catalog/workspaces/"+id+"/commits/00000000000000000001/00000000000000000001.json", commit)
 		var said workspace.Commit
 		answer = c.ReadHead(ctx, id).Providers[0]
-		switch good := json.Unmarshal(commit, &said) == nil && said.WorkspaceID == id && said.Token == 1 && said.Sequence == 1; {
+		good = json.Unmarshal(commit, &said) == nil && said.WorkspaceID == id && said.Token == 1 && said.Sequence == 1
+		switch {
 		case !good && (answer.Error == "" || answer.Head != nil):
 			t.Fatalf("a damaged commit %q gives %+v", commit, answer)
 		case good && (answer.Head == nil || answer.Head.Snapshot != said.Snapshot):
 			t.Fatalf("%+v for a commit %q", answer, commit)
 		}
-		if _, _, failed := c.Commits(ctx, id); len(failed) > 0 {
-			for _, err := range failed {
-				if !errors.Is(err, catalog.ErrDamaged) {
-					t.Fatalf("a damaged commit %q is reported as %v", commit, err)
-				}
+		commits, _, failed := c.Commits(ctx, id)
+		if good != (len(commits) == 1) || good != (len(failed) == 0) {
+			t.Fatalf("%+v and %v for a commit %q", commits, failed, commit)
+		}
+		for _, err := range failed {
+			if !errors.Is(err, catalog.ErrDamaged) {
+				t.Fatalf("a damaged commit %q is reported as %v", commit, err)
 			}
 		}
 	})

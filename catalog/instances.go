@@ -30,14 +30,14 @@ func (c *Catalog) RecordInstance(ctx context.Context, record workspace.InstanceR
 			return err
 		}
 	}
-	name := owned{WorkspaceID: record.WorkspaceID, Name: record.Name, Owner: record.Owner}
+	name := named{WorkspaceID: record.WorkspaceID, Name: record.Name, Owner: record.Owner}
 	if err := c.create(ctx, nameKey(record.Name, record.WorkspaceID), name); err != nil {
 		return err
 	}
 	return c.create(ctx, instanceKey(record.WorkspaceID, record.Token), record)
 }
 
-type owned struct {
+type named struct {
 	WorkspaceID string `json:"workspace_id"`
 	Name        string `json:"name"`
 	Owner       string `json:"owner"`
@@ -84,13 +84,10 @@ func highest(ctx context.Context, provider storage.Provider, prefix string) (uin
 
 // Commit writes a commit if its token is the newest recorded one (invariants 3 and 7). Repeating it is a success.
 // Between the look and the write a newer instance may be recorded: the commit is then one that no head follows.
-func (c *Catalog) Commit(ctx context.Context, commit workspace.Commit) error {
-	return c.CommitWhile(ctx, commit, func() error { return nil })
-}
-
-// CommitWhile is Commit by somebody who may do it only while live returns nil, which is asked after the look at the
-// stores, which may have taken long, and immediately before the write.
-func (c *Catalog) CommitWhile(ctx context.Context, commit workspace.Commit, live func() error) error {
+//
+// Who may commit only while something holds says so with live: it is asked after the look at the stores, which may have
+// taken long, immediately before the write, and its error ends the commit. Nil is always allowed.
+func (c *Catalog) Commit(ctx context.Context, commit workspace.Commit, live func() error) error {
 	newest, err := c.NewestToken(ctx, commit.WorkspaceID)
 	if err != nil {
 		return fmt.Errorf("committing snapshot %s: %w", commit.Snapshot, err)
@@ -98,8 +95,10 @@ func (c *Catalog) CommitWhile(ctx context.Context, commit workspace.Commit, live
 	if newest != commit.Token {
 		return fmt.Errorf("committing snapshot %s with token %d, the newest is %d: %w", commit.Snapshot, commit.Token, newest, ErrStale)
 	}
-	if err := live(); err != nil { // invariant 7
-		return fmt.Errorf("committing snapshot %s: %w", commit.Snapshot, err)
+	if live != nil {
+		if err := live(); err != nil { // invariant 7
+			return fmt.Errorf("committing snapshot %s: %w", commit.Snapshot, err)
+		}
 	}
 	return c.create(ctx, commitKey(commit.WorkspaceID, commit.Token, commit.Sequence), commit)
 }
@@ -133,38 +132,23 @@ func head(ctx context.Context, provider storage.Provider, id string) (workspace.
 		return answer, err
 	}
 	if sequence > 0 {
-		key := commitKey(id, token, sequence)
 		var commit workspace.Commit
-		if err := decode(ctx, provider, key, &commit); err != nil {
-			return answer, err
-		}
-		if err := named(key, &commit); err != nil {
+		if err := decode(ctx, provider, commitKey(id, token, sequence), &commit); err != nil {
 			return answer, err
 		}
 		answer.Head = &commit
 		return answer, nil
 	}
 	var record workspace.InstanceRecord
-	key := instanceKey(id, token)
-	if err := decode(ctx, provider, key, &record); err != nil {
+	if err := decode(ctx, provider, instanceKey(id, token), &record); err != nil {
 		return answer, err
-	}
-	if key != instanceKey(record.WorkspaceID, record.Token) {
-		return answer, fmt.Errorf("catalog object %s is of instance %d of %q: %w", key, record.Token, record.WorkspaceID, ErrDamaged)
 	}
 	answer.Base = record.Base
 	return answer, nil
 }
 
-// named checks that a commit is the one that its key says: the order of commits is the order of keys, and a store that
-// mixed up its objects must not make an old version the newest (invariant 3).
-func named(key string, commit *workspace.Commit) error {
-	if key != commitKey(commit.WorkspaceID, commit.Token, commit.Sequence) {
-		return fmt.Errorf("catalog object %s is of commit %d.%d of %q: %w", key, commit.Token, commit.Sequence, commit.WorkspaceID, ErrDamaged)
-	}
-	return nil
-}
-
+// decode reads one object. What is another one by what it says of itself is damaged: the order of commits is the order
+// of keys, and a store that mixed up its objects must not make an old version the newest (invariant 3).
 func decode(ctx context.Context, provider storage.Provider, key string, value any) error {
 	data, err := read(ctx, provider, key)
 	if err != nil {
@@ -173,7 +157,22 @@ func decode(ctx context.Context, provider storage.Provider, key string, value an
 	if err := json.Unmarshal(data, value); err != nil {
 		return fmt.Errorf("catalog object %s: %w: %w", key, ErrDamaged, err)
 	}
+	if own := keyOf(value); own != "" && own != key {
+		return fmt.Errorf("catalog object %s holds what belongs at %s: %w", key, own, ErrDamaged)
+	}
 	return nil
+}
+
+// keyOf is the key of an object that says which it is, else empty.
+func keyOf(value any) string {
+	switch value := value.(type) {
+	case *workspace.Commit:
+		return commitKey(value.WorkspaceID, value.Token, value.Sequence)
+	case *workspace.InstanceRecord:
+		return instanceKey(value.WorkspaceID, value.Token)
+	default:
+		return ""
+	}
 }
 
 // Commits reads every commit of a workspace from all providers, in order, and says which providers have each and
@@ -204,9 +203,6 @@ func (c *Catalog) commitsBelow(ctx context.Context, prefix string) (commits []wo
 				beat()
 				h := held{key: key}
 				err = c.soon(ctx, func(ctx context.Context) error { return decode(ctx, provider, key, &h.commit) })
-				if err == nil {
-					err = named(key, &h.commit)
-				}
 				if err == nil {
 					all = append(all, h)
 				}

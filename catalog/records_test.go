@@ -25,7 +25,7 @@ func TestUnrecordedTokenIsNoHead(t *testing.T) {
 			require.NoError(t, err)
 		}
 	}
-	require.ErrorIs(t, c.Commit(ctx, commit(1, 1, snapshots[1])), catalog.ErrStale)
+	require.ErrorIs(t, c.Commit(ctx, commit(1, 1, snapshots[1]), nil), catalog.ErrStale)
 	stray(7)
 	for _, head := range c.ReadHead(ctx, id).Providers {
 		require.Empty(t, head.Error)
@@ -33,8 +33,8 @@ func TestUnrecordedTokenIsNoHead(t *testing.T) {
 		require.Nil(t, head.Head)
 	}
 	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
-	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1])))
-	require.ErrorIs(t, c.Commit(ctx, commit(2, 1, snapshots[2])), catalog.ErrStale)
+	require.NoError(t, c.Commit(ctx, commit(1, 1, snapshots[1]), nil))
+	require.ErrorIs(t, c.Commit(ctx, commit(2, 1, snapshots[2]), nil), catalog.ErrStale)
 	for _, head := range c.ReadHead(ctx, id).Providers {
 		require.Equal(t, uint64(1), head.Token)
 		require.Equal(t, snapshots[1], head.Head.Snapshot)
@@ -53,7 +53,7 @@ func TestTooFewStoresTakeARecord(t *testing.T) {
 	b.Clear()
 	require.NoError(t, c.RecordInstance(ctx, record(1, "")))
 	full("/commits/")
-	require.ErrorContains(t, c.Commit(ctx, commit(1, 1, snapshots[1])), "1 of 2 stores hold")
+	require.ErrorContains(t, c.Commit(ctx, commit(1, 1, snapshots[1]), nil), "1 of 2 stores hold")
 }
 
 // invariant 3: another record, or commit, of the same token on any store is a conflict, however many others take this one.
@@ -64,6 +64,6 @@ func TestConflictOnOneStore(t *testing.T) {
 	require.NoError(t, only.RecordInstance(ctx, record(1, snapshots[1])))
 	require.ErrorIs(t, c.RecordInstance(ctx, record(1, snapshots[2])), catalog.ErrConflict)
 	require.NoError(t, c.RecordInstance(ctx, record(2, "")))
-	require.NoError(t, only.Commit(ctx, commit(2, 1, snapshots[1])))
-	require.ErrorIs(t, c.Commit(ctx, commit(2, 1, snapshots[2])), catalog.ErrConflict)
+	require.NoError(t, only.Commit(ctx, commit(2, 1, snapshots[1]), nil))
+	require.ErrorIs(t, c.Commit(ctx, commit(2, 1, snapshots[2]), nil), catalog.ErrConflict)
 }

@@ -94,6 +94,9 @@ func TestFollowOutcomes(t *testing.T) {
 			o.Snapshot, o.Backup = "", nil
 			s.Phase, s.Head = workspace.Pending, nil
 		}), exitDone, []string{"the start of web was given up; there is nothing to back up, and it is Pending"}},
+		{"a start of what is backed up that a stop gave up", stopped(func(s *workspace.State, o *workspace.Operation) {
+			o.Snapshot, o.Backup = "", nil
+		}), exitDone, []string{"web is Stopped; what it had is in snapshot " + workspace.Short(snapshotA)}},
 		{"refused", stopped(func(_ *workspace.State, o *workspace.Operation) {
 			o.Failed, o.Refused, o.Error = true, true, "workspace web goes back in time"
 		}), exitRefused, []string{"goes back in time", "nothing was changed"}},

@@ -60,8 +60,11 @@ func describeOutcome(operation workspace.Operation, state workspace.State, unsen
 		}
 	case workspace.OperationStop:
 		line := name + " is stopped"
+		nothing := operation.Snapshot == "" && state.Instance == nil && state.Kept == nil
 		switch {
-		case operation.Snapshot == "" && state.Instance == nil && state.Kept == nil:
+		case nothing && state.Head != nil:
+			line = fmt.Sprintf("%s is %s; what it had is in snapshot %s", name, state.Phase, workspace.Short(state.Head.Snapshot))
+		case nothing:
 			line = fmt.Sprintf("the start of %s was given up; there is nothing to back up, and it is %s", name, state.Phase)
 		case state.Phase != workspace.Stopped:
 			line = fmt.Sprintf("the stop of %s has ended; it is %s now", name, state.Phase)

@@ -159,7 +159,7 @@ func TestForgetKeepsWhatTheCatalogNames(t *testing.T) {
 			t.Fatal(err)
 		}
 		if record.Token == 1 {
-			if err := deployed.Commit(t.Context(), workspace.Commit{WorkspaceID: id, Token: 1, Sequence: 1, Snapshot: ids[0]}); err != nil {
+			if err := deployed.Commit(t.Context(), workspace.Commit{WorkspaceID: id, Token: 1, Sequence: 1, Snapshot: ids[0]}, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -23,7 +23,14 @@ func doOn[R any](w *world, node, name string, effect func() (R, error)) (R, erro
 		// Tried again for ever; this environment gives up after ten attempts.
 		return *new(R), temporal.NewApplicationErrorWithOptions("no agent takes it", "", temporal.ApplicationErrorOptions{NextRetryDelay: time.Hour})
 	}
-	return do(w, name, effect)
+	return do(w, name, func() (R, error) {
+		if w.failOn != nil {
+			if err := w.failOn(node, name); err != nil {
+				return *new(R), err
+			}
+		}
+		return effect()
+	})
 }
 
 func (w *world) noteHooks(preStop, preSnapshot *workspace.Hook) {

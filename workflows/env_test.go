@@ -33,6 +33,8 @@ type world struct {
 	deaf func(ctx context.Context, activity string)
 	// fail, when set, may make an activity fail; it is asked before the activity does anything.
 	fail func(activity string, attempt int) error
+	// failOn is fail for one node's activities.
+	failOn func(node, activity string) error
 	// after is called when an activity has done its work; an error loses its result.
 	after func(activity string, attempt int) error
 
@@ -295,7 +297,8 @@ func (w *world) register(registry activityRegistry) {
 			return workspace.VerifyResult{Whole: []string{"gs://a"}, Owed: w.owed}, nil
 		})
 	})
-	add(workspace.ActivityCommit, func(_ context.Context, input workspace.CommitInput) error {
+	add(workspace.ActivityCommit, func(ctx context.Context, input workspace.CommitInput) error {
+		w.unheard(ctx, workspace.ActivityCommit)
 		_, err := doOn(w, input.Target.Node, workspace.ActivityCommit, func() (any, error) { return nil, w.commit(input.Commit) })
 		return err
 	})

@@ -80,3 +80,40 @@ func TestWhatWasBegunEndsBeforeItIsUndone(t *testing.T) {
 	s.until("undone", func(state workspace.State) bool { return state.Phase == workspace.Pending && state.Operation == nil })
 	require.Equal(t, 1, s.called(workspace.ActivityDiscardInstance))
 }
+
+// A commit that has begun is waited for and may succeed although the move was given up for the loss of its node: the
+// workspace has not been stopped then, and recovers as one that runs. This needs a real server, too.
+func TestMoveGivenUpWhileItsBackupIsCommitted(t *testing.T) {
+	c := dial(t)
+	s := newScene(t, c, t.Name(), atlas)
+	begun := make(chan struct{})
+	s.deaf = func(ctx context.Context, name string) {
+		if name != workspace.ActivityCommit {
+			return
+		}
+		close(begun)
+		for beats := time.NewTicker(100 * time.Millisecond); ; {
+			<-beats.C
+			if err := c.RecordActivityHeartbeat(context.WithoutCancel(ctx), activity.GetInfo(ctx).TaskToken); err != nil {
+				return // the workflow has given the move up
+			}
+		}
+	}
+	now := time.Now()
+	s.after = func(name string, _ int) error {
+		if name == workspace.ActivityCommit {
+			s.nodes[nodeOne] = workspace.NodeState{Info: workspace.NodeInfo{Name: nodeOne}, Phase: workspace.NodeLost, Epoch: 1,
+				Loss: &workspace.NodeLoss{At: now.Add(-time.Hour), Heard: now.Add(-time.Hour), Epoch: 1}}
+		}
+		return nil
+	}
+	s.start()
+	require.NoError(t, s.ask(workspace.UpdateMove, workspace.MoveRequest{Subject: "ada"}))
+	<-begun
+	s.signal(workspace.SignalNodeNews, workspace.NodeNews{Node: nodeOne, Epoch: 1, Lost: true, At: now, Heard: now})
+	state := s.until("running elsewhere", func(state workspace.State) bool {
+		return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Node == nodeTwo
+	})
+	require.Equal(t, workspace.ErrorNodeLost, recent(t, &state, workspace.OperationMove).ErrorType)
+	require.Zero(t, s.called(workspace.ActivityStopInstance))
+}

@@ -50,9 +50,17 @@ func (w *entity) move(ctx workflow.Context, request *workspace.MoveRequest) erro
 	if from == request.Node {
 		return &refusalError{workspace.ErrorRefused, fmt.Sprintf("workspace %s is running on node %s", w.state.Name, from)}
 	}
+	if w.somethingElseIsWanted() {
+		return w.gaveWay("it was not begun")
+	}
 	plan := launch{only: request.Node, exclude: from}
 	if err := w.movable(ctx, plan); err != nil {
 		return err
+	}
+	if ctx.Err() != nil {
+		// Given up while its backup was committed, which is waited for and can succeed: it has to go on running, and the stop
+		// would end at once, after it had taken the instance for gone.
+		return ctx.Err()
 	}
 
 	w.state.Operation.Halted = workflow.Now(ctx)
@@ -60,10 +68,11 @@ func (w *entity) move(ctx workflow.Context, request *workspace.MoveRequest) erro
 	switch {
 	case w.state.Instance != nil:
 		return stopped // a hook refused it: it runs on
-	case ctx.Err() != nil || temporal.IsCanceledError(stopped):
-		w.goOnAfterLoss(ctx, request, stopped)
-		return stopped
-	case w.somethingElseIsWanted():
+	case stopped == nil && w.goesOnAfterLoss(ctx, request):
+		return w.notMoved(workspace.ErrorNodeLost, fmt.Sprintf("node %s was lost before the content was removed there, and it is started from snapshot %s", from, w.state.Operation.Snapshot))
+	case stopped == nil && (ctx.Err() != nil || w.somethingElseIsWanted()):
+		return w.gaveWay("it is stopped, and backed up as snapshot " + w.state.Operation.Snapshot)
+	case ctx.Err() != nil || temporal.IsCanceledError(stopped) || w.somethingElseIsWanted():
 		return stopped
 	case stopped == nil && w.state.Kept != nil:
 		if err := w.withoutLostNode(ctx); err != nil {
@@ -78,23 +87,44 @@ func (w *entity) move(ctx workflow.Context, request *workspace.MoveRequest) erro
 	}
 	backup := w.state.Operation.Backup
 	err := w.launch(ctx, plan)
-	if err != nil && !temporal.IsCanceledError(err) && ctx.Err() == nil && w.state.Kept == nil && w.state.Phase == workspace.Stopped {
-		w.logger.Warn("a move found no node that takes the workspace, going on wherever it can", "error", err)
-		if again := w.launch(ctx, launch{}); again == nil {
-			_, words := describe(err)
-			err = w.notMoved(failureType(err), fmt.Sprintf("starting it elsewhere failed, and it runs on node %s, from the backup that the move made: %s",
-				w.state.Instance.Node, words))
-		}
+	if w.launchable(ctx, err) {
+		err = w.comeBack(ctx, from, err)
 	}
 	w.state.Operation.Backup = backup
 	return err
+}
+
+// launchable says whether a launch that failed has left a workspace that can be launched in another way.
+func (w *entity) launchable(ctx workflow.Context, err error) bool {
+	return err != nil && !temporal.IsCanceledError(err) && ctx.Err() == nil && w.state.Kept == nil && w.state.Phase == workspace.Stopped
+}
+
+// comeBack starts a workspace that could not be started elsewhere on the node that it was on, which has its image and had
+// room for it, and on any other when that does not take it any more.
+func (w *entity) comeBack(ctx workflow.Context, from string, failed error) error {
+	w.logger.Warn("a move found no node that starts the workspace, going back", "error", failed)
+	again := w.launch(ctx, launch{only: from})
+	if w.launchable(ctx, again) {
+		again = w.launch(ctx, launch{})
+	}
+	switch {
+	case temporal.IsCanceledError(again):
+		return again
+	case again != nil:
+		return failed
+	}
+	_, words := describe(failed)
+	return w.notMoved(failureType(failed), fmt.Sprintf("starting it elsewhere failed, and it runs on node %s, from the backup that the move made: %s",
+		w.state.Instance.Node, words))
 }
 
 // movable finds out, while the workspace runs, what would keep it from being moved, and stores most of what it has, so that
 // it is not stopped for long.
 func (w *entity) movable(ctx workflow.Context, plan launch) error {
 	instance := w.state.Instance
-	if _, err := w.place(ctx, plan, []string{plan.exclude}); err != nil {
+	if _, err := w.place(ctx, plan, []string{plan.exclude}); temporal.IsCanceledError(err) {
+		return err
+	} else if err != nil {
 		_, words := describe(err)
 		return w.notBegun(failureType(err), "there is no node that takes it: "+words)
 	}
@@ -114,16 +144,17 @@ func (w *entity) somethingElseIsWanted() bool {
 	return w.waitingFor(workspace.OperationStop) || w.waitingFor(workspace.OperationDelete) || w.waitingFor(workspace.OperationUnstick)
 }
 
-// goOnAfterLoss starts a workspace that was being moved when its node was lost after the backup was acknowledged: its
-// person expects it to run, and the loss has ended everything that the move could still do.
-func (w *entity) goOnAfterLoss(ctx workflow.Context, request *workspace.MoveRequest, stopped error) {
-	if stopped != nil || w.interruptedBy != workspace.OperationRecover || w.somethingElseIsWanted() {
-		return
+// goesOnAfterLoss queues a start of a workspace that was being moved when its node was lost after the backup was
+// acknowledged: its person expects it to run, and the loss has ended everything that the move could still do.
+func (w *entity) goesOnAfterLoss(ctx workflow.Context, request *workspace.MoveRequest) bool {
+	if w.interruptedBy != workspace.OperationRecover || w.somethingElseIsWanted() {
+		return false
 	}
 	w.queue = append(w.queue, workspace.Command{
 		Operation: workspace.Operation{ID: "start-" + w.state.Operation.ID, Kind: workspace.OperationStart, Began: workflow.Now(ctx)},
 		Start:     &workspace.StartRequest{Subject: request.Subject},
 	})
+	return true
 }
 
 // stayed starts a workspace again where it was, because its content may not leave its node yet (invariants 1 and 2).
@@ -151,7 +182,13 @@ func (w *entity) notBegun(kind workspace.ErrorType, why string) error {
 	return &refusalError{kind, fmt.Sprintf("workspace %s was not moved and runs on: %s", w.state.Name, why)}
 }
 
-// notMoved is a move that left the workspace running.
+// notMoved is a move that ended after it had stopped the workspace, and not with it on another node; why begins with what
+// has become of it.
 func (w *entity) notMoved(kind workspace.ErrorType, why string) error {
 	return temporal.NewNonRetryableApplicationError(fmt.Sprintf("workspace %s was not moved; %s", w.state.Name, why), string(kind), nil)
+}
+
+// gaveWay is a move that ended because a person asked for something else meanwhile, which is done next.
+func (w *entity) gaveWay(why string) error {
+	return w.notMoved(workspace.ErrorInterrupted, "it gave way to a later command: "+why)
 }

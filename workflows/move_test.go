@@ -133,6 +133,73 @@ func TestMoveComesBack(t *testing.T) {
 	require.Contains(t, recent(t, last, workspace.OperationMove).Error, "the image does not start there")
 }
 
+// The node that it came from has its image and had room for it: it is asked first, before others are tried once more.
+func TestMoveComesBackToItsOwnNode(t *testing.T) {
+	w := newWorld(t)
+	var refused int
+	w.failOn = func(node, activity string) error {
+		if node == nodeOne && activity == workspace.ActivityStartInstance {
+			refused++
+			return permanent(workspace.ErrorStartFailed, "the image does not start there")
+		}
+		return nil
+	}
+	request := start()
+	request.Node = nodeTwo
+	w.ask(0, workspace.UpdateStart, request)
+	w.work(30 * time.Minute)
+	w.ask(time.Hour, workspace.UpdateMove, workspace.MoveRequest{})
+	last := w.look(2 * time.Hour)
+	w.run(3 * time.Hour)
+	require.Equal(t, workspace.Running, last.Phase)
+	require.Equal(t, nodeTwo, last.Instance.Node)
+	require.Equal(t, 1, refused, "it was tried again elsewhere before its own node was asked")
+}
+
+// A move that a person ends while it looks for a node has not found that there is none.
+func TestMoveGivesWayWhileItLooksForANode(t *testing.T) {
+	w := newWorld(t)
+	w.fail = func(activity string, attempt int) error {
+		if activity != workspace.ActivityPlace || attempt != 2 {
+			return nil
+		}
+		w.ask(0, workspace.UpdateStop, workspace.StopRequest{})
+		return errors.New("not at the first try")
+	}
+	w.moved(workspace.MoveRequest{})
+	last := w.look(2 * time.Hour)
+	w.run(3 * time.Hour)
+	operation := recent(t, last, workspace.OperationMove)
+	require.Equal(t, workspace.ErrorInterrupted, operation.ErrorType, operation.Error)
+	require.False(t, operation.Refused)
+	require.Equal(t, workspace.Stopped, last.Phase)
+}
+
+// A move gives way before it begins, too: what a person asked for while it waited is what happens.
+func TestMoveGivesWayBeforeItBegins(t *testing.T) {
+	w := newWorld(t)
+	asked := false
+	w.fail = func(activity string, _ int) error {
+		// While a backup is under way, so that both wait for its end.
+		if activity == workspace.ActivityCommit && !asked {
+			asked = true
+			w.ask(0, workspace.UpdateMove, workspace.MoveRequest{})
+			w.ask(0, workspace.UpdateUnstick, workspace.UnstickRequest{})
+			return errors.New("not at the first try")
+		}
+		return nil
+	}
+	w.ask(0, workspace.UpdateStart, start())
+	w.ask(time.Hour, workspace.UpdateBackup, workspace.BackupRequest{})
+	last := w.look(2 * time.Hour)
+	w.run(3 * time.Hour)
+	operation := recent(t, last, workspace.OperationMove)
+	require.Equal(t, workspace.ErrorInterrupted, operation.ErrorType, "%+v", last.Recent)
+	require.Contains(t, operation.Error, "it was not begun")
+	require.NotContains(t, w.calls, workspace.ActivityStopInstance)
+	require.Equal(t, workspace.Stopped, last.Phase)
+}
+
 // Whichever activity fails, in whichever way, from the move on, a full copy exists at every step, and when the fault is gone
 // and a person has asked for it the workspace runs with the newest content.
 func TestMoveFailingWithEveryError(t *testing.T) {
@@ -197,6 +264,8 @@ func TestMoveInterruptedAtEveryCall(t *testing.T) {
 				if *rejected == nil && by == workspace.UpdateStop {
 					require.Equal(t, workspace.Stopped, between.Phase, "%+v", between.Recent)
 					if n < len(whole.calls) {
+						move := recent(t, last, workspace.OperationMove)
+						require.Equal(t, workspace.ErrorInterrupted, move.ErrorType, "a move that a stop ended counts as done: %+v", move)
 						require.Equal(t, 1, started, "it was started elsewhere although a stop had been asked for: %v", w.calls)
 					}
 				}
@@ -241,6 +310,7 @@ func TestMoveFromANodeThatIsLost(t *testing.T) {
 			require.Equal(t, want, last.Phase, "%+v %s", last.Recent, last.Reason)
 			if want == workspace.Running {
 				require.Equal(t, nodeTwo, last.Instance.Node)
+				require.Equal(t, workspace.ErrorNodeLost, recent(t, last, workspace.OperationMove).ErrorType)
 			}
 		})
 	}

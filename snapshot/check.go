@@ -16,8 +16,8 @@ import (
 // Check looks for damage, on every provider by itself: a copy that only a fallback would hide is an error too. It reads
 // all of config, keys, index and snapshots, follows every snapshot's trees, and compares the packs in the listings with
 // the index. With options.ReadData it also reads every pack and opens every blob, as `restic check --read-data` does, and
-// with options.Subset some of them. Of a pack that is not what it should be it finds out, whatever was asked for, which
-// blobs in it can still be read.
+// with options.Subset some of them. Of a pack of which a copy is not what it should be it reads every copy, whatever was
+// asked for, and finds out which blobs can still be read.
 //
 // What is wrong is in the report, named, with what needs it; the error is only for a check that could not be done: an
 // ended context, or no provider that could be listed. A provider that could not be listed while another could is in the
@@ -34,7 +34,8 @@ func (r *Repository) Check(ctx context.Context, options CheckOptions) (_ *CheckR
 	c := &checker{
 		repository: r, options: options, reader: newPackReader(r), meter: newMeter(options.Progress), errors: &warningList{},
 		hints: &warningList{}, unlistedStores: map[string]error{}, brokenByKey: map[string]*brokenObject{}, copies: map[copyID]*badCopy{},
-		badTrees: map[blobID]*brokenObject{}, badSnapshots: map[blobID]*brokenObject{}, brokenIndexes: map[blobID]*brokenObject{},
+		wholeCopies: map[copyID]bool{},
+		badTrees:    map[blobID]*brokenObject{}, badSnapshots: map[blobID]*brokenObject{}, brokenIndexes: map[blobID]*brokenObject{},
 	}
 	// Without tries in place: what is wrong is read once more, and then reported.
 	alone, end, err := r.store.alone(true)
@@ -43,7 +44,7 @@ func (r *Repository) Check(ctx context.Context, options CheckOptions) (_ *CheckR
 	}
 	defer end()
 	c.alone = alone
-	for _, step := range []func(context.Context) error{c.files, c.packs, c.trees, c.meaning} {
+	for _, step := range []func(context.Context) error{c.files, c.packs, c.trees, c.otherCopies, c.meaning} {
 		if err = step(ctx); err == nil {
 			err = context.Cause(ctx)
 		}
@@ -88,6 +89,7 @@ type checker struct {
 	badTrees      map[blobID]*brokenObject // in whole packs, and yet no directories
 	unnamed       *brokenObject            // what no index names
 	copies        map[copyID]*badCopy
+	wholeCopies   map[copyID]bool // that were read, and are the pack that was written
 }
 
 // load reads an object from one provider. What fails or is refused is read once more, since it may have been the wire.

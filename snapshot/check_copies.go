@@ -126,6 +126,9 @@ func (c *checker) readCopy(ctx context.Context, held heldPack) ([]byte, error) {
 	}
 	switch {
 	case err == nil:
+		c.mu.Lock()
+		c.wholeCopies[copy] = true
+		c.mu.Unlock()
 		return got, nil
 	case answered && problemOf(err) == ProblemDamaged:
 		fail(err, &badCopy{blobs: c.unopened(got, c.indexed[held.id])})
@@ -133,6 +136,36 @@ func (c *checker) readCopy(ctx context.Context, held heldPack) ([]byte, error) {
 		fail(err, &badCopy{all: true})
 	}
 	return nil, nil
+}
+
+// readOther reads a copy of a pack beside those that were asked for, once.
+func (c *checker) readOther(ctx context.Context, held heldPack) error {
+	c.mu.Lock()
+	whole := c.wholeCopies[copyID{held.id, held.provider}]
+	c.mu.Unlock()
+	if whole {
+		return nil
+	}
+	_, err := c.readCopy(ctx, held)
+	return err
+}
+
+// otherCopies reads the other copies of every pack of which one was found that is not what it should be. A store is said to
+// have the pack whole only then: who believes that removes the damaged copy, and what can be read of that one may be in no
+// other. Packs that are only missing somewhere are left alone, since nothing is removed for them, and a store that is new
+// would have all be read.
+func (c *checker) otherCopies(ctx context.Context) error {
+	var copies []heldPack
+	for _, broken := range c.broken {
+		id, isPack := parsePackKey(broken.Key)
+		if !isPack || !slices.ContainsFunc(broken.Stores, func(d DamagedCopy) bool { return d.Problem != ProblemMissing }) {
+			continue
+		}
+		for _, object := range broken.held {
+			copies = append(copies, heldPack{id, object})
+		}
+	}
+	return c.each(ctx, len(copies), func(ctx context.Context, i int) error { return c.readOther(ctx, copies[i]) })
 }
 
 // badTree notes a tree that no store can give as a directory, although its pack is whole.

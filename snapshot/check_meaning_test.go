@@ -3,10 +3,10 @@ package snapshot
 import (
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -253,10 +253,150 @@ func TestDamageThatAListingShows(t *testing.T) {
 				continue
 			}
 			require.Len(t, report.Damage, 1, "%s %s", name, way) // a tree that had to be read elsewhere is looked for
+			if way == "flipped" {
+				want := int64(len(read(t, s.memories[1], s.keys[name]))) // whether the other copy is whole
+				for _, key := range treePacks(r) {
+					want += int64(len(read(t, s.memories[0], key)))
+				}
+				require.Equal(t, want, report.Bytes, "looked for where it could not be read, and nowhere else")
+			}
 			require.Equal(t, map[string][]string{s.first: {damagedKinds[name].path}}, needed(report.Damage[0]))
 			require.Equal(t, StateExposed, verdictOf(t, report, s.first).State)
 			must(t, r.Close())
 		}
+	}
+	for stores := 1; stores <= 2; stores++ { // a directory that no store can give is found in its pack
+		s := newDamagedScene(t)
+		var providers []storage.Provider
+		for _, memory := range s.memories[:stores] {
+			s.damage(t, s.keys["tree pack"], memory, "flipped")
+			providers = append(providers, memory)
+		}
+		r, err := openMirror(t, providers...)
+		require.NoError(t, err)
+		report, err := r.Check(t.Context(), CheckOptions{})
+		require.NoError(t, err)
+		require.Len(t, report.Damage, 1)
+		require.Equal(t, s.keys["tree pack"], report.Damage[0].Key)
+		require.Len(t, report.Damage[0].Stores, stores)
+		require.True(t, report.Damage[0].Lost)
+		require.Equal(t, map[string][]string{s.first: {"/dir/ lost"}}, needed(report.Damage[0]))
+		must(t, r.Close())
+	}
+}
+
+// treePacks are the keys of the packs with trees in them.
+func treePacks(r *Repository) []string {
+	keys := map[string]bool{}
+	r.eachBlob(func(b packedBlob) bool {
+		if b.location.kind == treeBlob {
+			keys[packKey(b.location.pack)] = true
+		}
+		return true
+	})
+	return slices.Sorted(maps.Keys(keys))
+}
+
+// TestOneBlobOfManyPaths: a path counts once for what is damaged however many of its blobs lie there, every path that needs
+// a blob counts, and a directory for each place that it is in. What a file needs of packs that are lost and of packs that
+// are whole somewhere is named with each, and is lost in whichever order it needs them.
+func TestOneBlobOfManyPaths(t *testing.T) {
+	memories := []*storagetest.Memory{storagetest.NewMemory(), storagetest.NewMemory(), storagetest.NewMemory()}
+	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, memories[0], memories[1], memories[2]))
+	x, y := c.fileNode("x", noise("x", 1000)), c.fileNode("y", noise("y", 1000))
+	lost := c.endPack(dataBlob)
+	z := c.fileNode("z", noise("z", 1000))
+	exposed := c.endPack(dataBlob)
+	of := func(name string, parts ...node) node {
+		n := c.fileNode(name, "")
+		for _, part := range parts {
+			n.Content, n.Size = append(n.Content, part.Content...), n.Size+part.Size
+		}
+		return n
+	}
+	dir := c.tree(of("h", y), of("i", z))
+	id := c.snapshot(c.tree(of("a", x, y, x, z), of("b", z, x), of("c", x), dirNode("d", dir), dirNode("e", dir), of("f", z)))
+	for _, memory := range memories {
+		must(t, memory.Delete(t.Context(), packKey(lost)))
+	}
+	must(t, memories[1].Delete(t.Context(), packKey(exposed)))
+	report, err := c.repository.Check(t.Context(), CheckOptions{ReadData: true})
+	require.NoError(t, err)
+	require.Len(t, report.Damage, 2)
+	require.Equal(t, packKey(lost), report.Damage[0].Key)
+	require.EqualValues(t, 2, report.Damage[0].Blobs)
+	require.EqualValues(t, 5, report.Damage[0].Paths)
+	require.Equal(t, map[string][]string{id: {"/a lost", "/b lost", "/c lost", "/d/h lost"}}, needed(report.Damage[0]))
+	require.Equal(t, packKey(exposed), report.Damage[1].Key)
+	require.Equal(t, []string{memories[0].URL(), memories[2].URL()}, report.Damage[1].WholeOn)
+	require.EqualValues(t, 5, report.Damage[1].Paths)
+	require.Equal(t, map[string][]string{id: {"/a lost", "/b lost", "/d/i", "/f"}}, needed(report.Damage[1]))
+	verdict := verdictOf(t, report, id)
+	require.EqualValues(t, 5, verdict.LostPaths)
+	require.EqualValues(t, 3, verdict.ExposedPaths)
+}
+
+// TestDamageOfCopiesThatCompleteEachOther: the listings show that one copy of a pack is cut off, and the other one, which they
+// do not show, is damaged elsewhere. No store has it whole, whatever was asked to be read; no path is lost, since each store
+// has what the other lacks, and nobody is told that one of the two can be removed.
+func TestDamageOfCopiesThatCompleteEachOther(t *testing.T) {
+	memories := []*storagetest.Memory{storagetest.NewMemory(), storagetest.NewMemory()}
+	stores := []string{memories[0].URL(), memories[1].URL()}
+	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, memories[0], memories[1]))
+	files := []node{c.fileNode("a", noise("a", 2000)), c.fileNode("b", noise("b", 2000))}
+	pack := c.endPack(dataBlob)
+	away := c.fileNode("c", noise("c", 2000))
+	awayPack := c.endPack(dataBlob)
+	id := c.snapshot(c.tree(append(files, away)...))
+	before := contentOf(t, memories[0], memories[1])
+	memories[0].Corrupt(packKey(pack), func(data []byte) []byte { return data[:3000] }) // no b
+	whole := read(t, memories[1], packKey(pack))
+	memories[1].Corrupt(packKey(pack), func(data []byte) []byte { return flip(data, 1000) }) // no a
+	must(t, memories[0].Delete(t.Context(), packKey(awayPack)))
+
+	other, err := ParseSubset(fmt.Sprintf("%d/256", int(pack[0]^1)+1))
+	require.NoError(t, err)
+	for _, options := range []CheckOptions{{}, {Subset: other}, {ReadData: true}} {
+		report, err := c.repository.Check(t.Context(), options)
+		require.NoError(t, err)
+		require.Len(t, report.Damage, 2)
+		damage, missing := report.Damage[0], report.Damage[1]
+		require.Equal(t, packKey(pack), damage.Key)
+		require.True(t, damage.Lost, "%+v", damage)
+		require.Empty(t, damage.WholeOn)
+		require.Len(t, damage.Stores, 2)
+		require.EqualValues(t, 2, damage.Blobs)
+		require.Equal(t, map[string][]string{id: {"/a", "/b"}}, needed(damage), "each can be restored")
+		require.Equal(t, packKey(awayPack), missing.Key)
+		require.Equal(t, stores[1:], missing.WholeOn)
+		verdict := verdictOf(t, report, id)
+		require.Equal(t, StateExposed, verdict.State)
+		require.Equal(t, stores, verdict.Lacking)
+		if options.Subset.isZero() && !options.ReadData {
+			require.EqualValues(t, 3000+len(whole), report.Bytes, "for what is only missing nothing is read")
+		}
+	}
+	require.Equal(t, before, contentOf(t, memories[0], memories[1]))
+
+	// A second copy that is whole is said to be only once it was read, and is read once.
+	memories[1].Corrupt(packKey(pack), func([]byte) []byte { return whole })
+	for _, options := range []CheckOptions{{}, {ReadData: true}} {
+		report, err := c.repository.Check(t.Context(), options)
+		require.NoError(t, err)
+		at := slices.IndexFunc(report.Damage, func(d Damage) bool { return d.Key == packKey(pack) })
+		require.Equal(t, stores[1:], report.Damage[at].WholeOn)
+		want := int64(3000 + len(whole))
+		if options.ReadData {
+			want = 0
+			for _, memory := range memories {
+				for _, key := range memory.Keys() {
+					if isPack(key) {
+						want += int64(len(read(t, memory, key)))
+					}
+				}
+			}
+		}
+		require.Equal(t, want, report.Bytes)
 	}
 }
 
@@ -332,7 +472,6 @@ func TestDamageNamesAreBounded(t *testing.T) {
 	var newest string
 	for i := range 2 * maxNeedSnapshots {
 		newest = c.snapshot(c.tree(dirNode(fmt.Sprint("top", i), tree)))
-		time.Sleep(time.Microsecond) // snapshots are told apart by their time
 	}
 	must(t, memory.Delete(t.Context(), packKey(pack)))
 	report, err := c.repository.Check(t.Context(), CheckOptions{})

@@ -45,8 +45,7 @@ func (c *checker) packs(ctx context.Context) error {
 	}
 	// What is in a copy of the wrong size, only that copy can tell.
 	if err := c.each(ctx, len(suspicious), func(ctx context.Context, i int) error {
-		_, err := c.readCopy(ctx, suspicious[i])
-		return err
+		return c.readOther(ctx, suspicious[i])
 	}); err != nil {
 		return err
 	}

@@ -96,7 +96,8 @@ type Damage struct {
 	Kind DamageKind `json:"kind"`
 	ID   string     `json:"id,omitempty"`  // 64 hexadecimal digits; empty for the config and for blobs
 	Key  string     `json:"key,omitempty"` // the object in the store; empty for trees and blobs
-	// Stores are those whose copy is not whole, and WholeOn those whose copy is, as far as it was read.
+	// Stores are those whose copy is not whole, and WholeOn those whose copy is: of a pack that some store has damaged every
+	// copy was read, whatever was asked for. Of one that is only missing somewhere, what was not read is believed.
 	Stores  []DamagedCopy `json:"stores,omitempty"`
 	WholeOn []string      `json:"whole_on,omitempty"`
 	// Lost says that no store that could be listed has it whole.

@@ -103,8 +103,7 @@ func (c *checker) behindTrees(ctx context.Context, failed []failedTree, fellBack
 		}
 	}
 	return c.each(ctx, len(copies), func(ctx context.Context, i int) error {
-		_, err := c.readCopy(ctx, copies[i])
-		return err
+		return c.readOther(ctx, copies[i])
 	})
 }
 

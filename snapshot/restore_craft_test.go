@@ -19,10 +19,11 @@ type crafter struct {
 	packs      map[blobType]*packBuilder
 	known      map[blobKey]bool
 	index      indexFile
+	clock      time.Time // of the last snapshot
 }
 
 func newCrafter(t testing.TB, r *Repository) *crafter {
-	return &crafter{t: t, repository: r, packs: map[blobType]*packBuilder{}, known: map[blobKey]bool{}}
+	return &crafter{t: t, repository: r, packs: map[blobType]*packBuilder{}, known: map[blobKey]bool{}, clock: time.Now()}
 }
 
 // blob adds a blob to the current pack of its type.
@@ -99,11 +100,12 @@ func (c *crafter) tree(nodes ...node) blobID {
 	return c.blob(treeBlob, append(out, "]}\n"...))
 }
 
-// snapshot stores everything and a snapshot of a tree.
+// snapshot stores everything and a snapshot of a tree, newer than the last one.
 func (c *crafter) snapshot(tree blobID) string {
 	c.t.Helper()
 	c.endIndex()
-	id := c.file(snapshotPrefix, snapshotFile{Time: time.Now(), Tree: &tree, Paths: []string{"/crafted"}})
+	c.clock = c.clock.Add(time.Microsecond)
+	id := c.file(snapshotPrefix, snapshotFile{Time: c.clock, Tree: &tree, Paths: []string{"/crafted"}})
 	must(c.t, c.repository.refreshIndex(c.t.Context()))
 	return id.String()
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -248,7 +249,8 @@ func safeAfterCheck(found *snapshot.CheckReport) string {
 func mendsAfterCheck(found *snapshot.CheckReport, repos []string) []string {
 	var hidden []string // to be removed before a repair sees that they are not whole
 	copies, index, packs := false, false, false
-	var gone []string
+	var gone, silent []string // silent: stores that did not give what they list
+	unlisted := slices.ContainsFunc(found.Stores, func(s snapshot.StoreVerdict) bool { return s.Error != "" })
 	for _, damage := range found.Damage {
 		if !damage.Lost {
 			copies = true
@@ -259,9 +261,24 @@ func mendsAfterCheck(found *snapshot.CheckReport, repos []string) []string {
 			}
 			continue
 		}
+		unread := unlisted // a copy that may be whole: nothing is said to be removed
+		for _, copy := range damage.Stores {
+			if copy.Problem == snapshot.ProblemUnreadable {
+				unread = true
+				if !slices.Contains(silent, copy.Store) {
+					silent = append(silent, copy.Store)
+				}
+			}
+		}
 		switch damage.Kind {
 		case snapshot.DamageIndex, snapshot.DamageBlob:
 			index = true
+			continue
+		}
+		if unread {
+			continue
+		}
+		switch damage.Kind {
 		case snapshot.DamagePack, snapshot.DamageTree:
 			packs = true
 		default:
@@ -274,6 +291,9 @@ func mendsAfterCheck(found *snapshot.CheckReport, repos []string) []string {
 			mends = append(mends, fmt.Sprintf("make %s reachable and check again: nothing is known of it", store.Store))
 		}
 	}
+	for _, store := range silent {
+		mends = append(mends, fmt.Sprintf("check again when %s gives what it lists: it may have whole what no other store has", store))
+	}
 	if len(hidden) > 0 {
 		mends = append(mends, fmt.Sprintf("remove what a listing does not show as damaged: %s", strings.Join(firstOf(hidden, 10), "; ")))
 	}
@@ -284,7 +304,8 @@ func mendsAfterCheck(found *snapshot.CheckReport, repos []string) []string {
 		mends = append(mends, fmt.Sprintf("if another store has a copy, name it too: `holdfast snapshot check --repo %s --repo OTHER`, then `holdfast snapshot repair`", repos[0]))
 	}
 	if packs {
-		mends = append(mends, "what no store has is stored again by a backup of a directory that still has it: remove the packs that are named as damaged, `holdfast snapshot rebuild-index`, then `holdfast snapshot backup`")
+		mends = append(mends, "first `holdfast snapshot restore` what is still needed of the snapshots that need packs that are whole on no store: removing a pack takes along what can be read in its copies",
+			"what no store has is stored again by a backup of a directory that still has it: remove the packs that are named as damaged, `holdfast snapshot rebuild-index`, then `holdfast snapshot backup`")
 	}
 	if index {
 		mends = append(mends, "`holdfast snapshot rebuild-index` makes the index anew from what the packs say of themselves")

@@ -152,3 +152,31 @@ func TestBinaryCheckOfAPart(t *testing.T) {
 		t.Errorf("%v instead of %v", snapshots, ids)
 	}
 }
+
+// TestMendsOfWhatNoStoreHasWhole: what is still needed is restored before anything is removed, and nothing is to be removed
+// while a copy that was not read may be whole.
+func TestMendsOfWhatNoStoreHasWhole(t *testing.T) {
+	pack := func(second snapshot.Problem) snapshot.Damage {
+		return snapshot.Damage{Kind: snapshot.DamagePack, ID: "ab", Key: "data/ab/ab", Lost: true, Stores: []snapshot.DamagedCopy{
+			{Store: "gs://one", Problem: snapshot.ProblemDamaged, Hidden: true}, {Store: "gs://two", Problem: second},
+		}}
+	}
+	found := &snapshot.CheckReport{Stores: []snapshot.StoreVerdict{{Store: "gs://one"}, {Store: "gs://two"}}, Damage: []snapshot.Damage{pack(snapshot.ProblemDamaged)}}
+	repos := []string{"gs://one", "gs://two"}
+	mends := strings.Join(mendsAfterCheck(found, repos), "\n")
+	restore, remove := strings.Index(mends, "`holdfast snapshot restore`"), strings.Index(mends, "remove the packs")
+	if restore < 0 || remove < restore || strings.Contains(mends, "data/ab/ab from") || strings.Contains(mends, "snapshot repair") {
+		t.Errorf("damaged on both: %s", mends)
+	}
+	found.Damage = []snapshot.Damage{pack(snapshot.ProblemUnreadable)}
+	mends = strings.Join(mendsAfterCheck(found, repos), "\n")
+	if strings.Contains(mends, "remove") || !strings.Contains(mends, "check again when gs://two") {
+		t.Errorf("unreadable on one: %s", mends)
+	}
+	found.Damage = []snapshot.Damage{pack(snapshot.ProblemDamaged), {Kind: snapshot.DamageSnapshot, Key: "snapshots/cd", Lost: true}}
+	found.Stores = append(found.Stores, snapshot.StoreVerdict{Store: "gs://three", Error: "away"})
+	mends = strings.Join(mendsAfterCheck(found, repos), "\n")
+	if strings.Contains(mends, "remov") || !strings.Contains(mends, "make gs://three reachable") {
+		t.Errorf("a store that is away: %s", mends)
+	}
+}

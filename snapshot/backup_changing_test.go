@@ -212,14 +212,7 @@ func TestWritesWithinOneTickOfTheClock(t *testing.T) {
 // TestFilesInMemoryAreReadAgain: on a file system that does not note writes through a mapping, the last snapshot takes
 // nothing over from the one before.
 func TestFilesInMemoryAreReadAgain(t *testing.T) {
-	const memory = "/dev/shm"
-	var fs unix.Statfs_t
-	if err := unix.Statfs(memory, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
-		t.Skip("needs a tmpfs at " + memory)
-	}
-	dir, err := os.MkdirTemp(memory, "holdfast-test")
-	require.NoError(t, err)
-	defer os.RemoveAll(dir)
+	dir := mountTmpfs(t, "size=1m")
 	path := filepath.Join(dir, "f")
 	require.NoError(t, os.WriteFile(path, []byte("before"), 0o600))
 	file, err := os.OpenFile(path, os.O_RDWR, 0)

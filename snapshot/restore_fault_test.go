@@ -252,11 +252,7 @@ func TestRestoreDiskFull(t *testing.T) {
 	id := c.snapshot(c.someTree())
 	for name, options := range map[string]string{"bytes": "size=512k", "inodes": "size=16m,nr_inodes=6"} {
 		t.Run(name, func(t *testing.T) {
-			mount := t.TempDir()
-			if err := unix.Mount("none", mount, "tmpfs", 0, options); err != nil {
-				t.Skipf("mounting a small tmpfs: %v", err)
-			}
-			t.Cleanup(func() { must(t, unix.Unmount(mount, 0)) })
+			mount := mountTmpfs(t, options)
 			content := sha256.Sum256([]byte("theirs"))
 			must(t, os.WriteFile(mount+"/theirs", content[:], 0o600))
 			before := treeRecords(t, mount)

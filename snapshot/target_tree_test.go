@@ -42,6 +42,18 @@ func requireRoot(t *testing.T) {
 	requireTool(t, "root", os.Geteuid() == 0)
 }
 
+// mountTmpfs mounts a tmpfs of this test's own, which needs root.
+func mountTmpfs(t *testing.T, options string) string {
+	t.Helper()
+	requireRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, options); err != nil {
+		t.Fatalf("mounting a tmpfs with %s: %v", options, err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	return dir
+}
+
 // worldDir is a temporary directory that other users can reach and write to.
 func worldDir(t *testing.T) string {
 	t.Helper()

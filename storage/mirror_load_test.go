@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -158,6 +159,10 @@ func TestMirrorLoadTriesAgain(t *testing.T) {
 
 // A provider that hangs is not waited for at every object of a restore.
 func TestMirrorLoadPassesOverWhoHangs(t *testing.T) {
+	synctest.Test(t, testMirrorLoadPassesOverWhoHangs)
+}
+
+func testMirrorLoadPassesOverWhoHangs(t *testing.T) {
 	c := newCopies(t, 2, storage.MirrorOptions{StallTimeout: time.Second})
 	c.faulty[0].Inject(faulty.Rule{Op: faulty.Get, Kind: faulty.Hang})
 	for i := range 20 {
@@ -199,12 +204,15 @@ func (r slowReader) Read(p []byte) (int, error) {
 	return r.Reader.Read(p[:1])
 }
 
-func TestMirrorSlowIsNotStalled(t *testing.T) {
+func TestMirrorSlowIsNotStalled(t *testing.T) { synctest.Test(t, testMirrorSlowIsNotStalled) }
+
+func testMirrorSlowIsNotStalled(t *testing.T) {
 	mirror, err := storage.NewMirror([]storage.Provider{slowProvider{storagetest.NewMemory()}}, storage.MirrorOptions{StallTimeout: time.Second})
 	require.NoError(t, err)
 	got, err := mirror.Load(t.Context(), "x", 0, int64(len(slowContent)), nil) // takes longer than that in all
 	require.NoError(t, err)
 	require.Equal(t, slowContent, string(got))
+	require.NoError(t, mirror.Close())
 }
 
 func TestMirrorLimitsWhatItTakesIn(t *testing.T) {

@@ -132,6 +132,18 @@ var scenarios = []scenario{
 		s.request(workspace.UpdateRestore, workspace.RestoreRequest{Subject: "ada", Snapshot: missing}, workspace.Blocked)
 		s.request(workspace.UpdateRestore, workspace.RestoreRequest{Subject: "ada", Snapshot: first.Head.Snapshot, Node: nodeTwo}, workspace.Running)
 	}},
+	{"restore_before_any_content", atlas, func(s *scene) {
+		s.failing(func(name string, attempt int) error {
+			if name == workspace.ActivityPrepareImage && attempt == 1 {
+				return permanent(workspace.ErrorImageNotFound, "no such image")
+			}
+			return nil
+		})
+		s.beginWith(start())
+		s.until("given up", func(state workspace.State) bool { return state.Operation == nil && len(state.Recent) == 1 })
+		s.request(workspace.UpdateRestore, workspace.RestoreRequest{Subject: "ada", Snapshot: fmt.Sprintf("%064d", 99)}, workspace.Blocked)
+		s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada"}, workspace.Running)
+	}},
 	{"delete", atlas, func(s *scene) {
 		s.start()
 		s.failing(func(name string, attempt int) error {

@@ -188,6 +188,14 @@ func (w *entity) backTo(ctx workflow.Context, phase workspace.Phase, reason stri
 			return err
 		}
 	}
+	if head == nil && w.state.Head != nil && w.state.Kept == nil &&
+		workflow.GetVersion(ctx, "no-head-from-a-failed-restore", workflow.DefaultVersion, 1) != workflow.DefaultVersion {
+		// The same for one that never had content: it has none still, and not a snapshot that nobody can restore.
+		if err := w.seal(ctx, nil); err != nil {
+			return err
+		}
+		w.state.Head = nil
+	}
 	if phase == workspace.Starting {
 		phase = workspace.Stopped
 	}
@@ -423,6 +431,11 @@ func (w *entity) restore(ctx workflow.Context, request *workspace.RestoreRequest
 		}
 		// Going back is what the person asked for, by name.
 	}
+	incomplete := w.state.Incomplete
 	w.state.Incomplete = false
-	return w.launch(ctx, launch{only: request.Node, base: request.Snapshot})
+	err := w.launch(ctx, launch{only: request.Node, base: request.Snapshot})
+	if err != nil && incomplete && w.state.Head == nil && w.state.Kept == nil {
+		w.state.Incomplete = true // its first content is still to come
+	}
+	return err
 }

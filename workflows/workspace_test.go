@@ -2,6 +2,7 @@ package workflows_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -220,6 +221,28 @@ func TestFailedRestoreDoesNotGoBack(t *testing.T) {
 	require.Equal(t, workspace.Blocked, blocked.Phase)
 	require.Equal(t, workspace.Running, running.Phase, "%+v", running.Recent)
 	require.Equal(t, "first++", w.content["node-1/4"], "%v", w.content)
+}
+
+// A workspace that never had content has none after a restore that failed: it can be started as before.
+func TestFailedRestoreMakesNoHead(t *testing.T) {
+	w := newWorld(t)
+	w.fail = func(activity string, attempt int) error {
+		if activity == workspace.ActivityPrepareImage && attempt == 1 {
+			return permanent(workspace.ErrorImageNotFound, "no such image")
+		}
+		return nil
+	}
+	w.ask(0, workspace.UpdateStart, start())
+	w.ask(time.Minute, workspace.UpdateRestore, workspace.RestoreRequest{Snapshot: strings.Repeat("f", 64)})
+	failed := w.look(2 * time.Minute)
+	w.ask(3*time.Minute, workspace.UpdateStart, workspace.StartRequest{})
+	running := w.look(4 * time.Minute)
+	w.run(5 * time.Minute)
+	require.Nil(t, failed.Head)
+	require.Equal(t, workspace.ErrorSnapshotMissing, recent(t, failed, workspace.OperationRestore).ErrorType, "%+v", failed.Recent)
+	require.Equal(t, workspace.Running, running.Phase, "%+v", running.Recent)
+	require.Nil(t, running.Head)
+	require.Equal(t, "first+", w.content[place(workspace.Target{Node: running.Instance.Node, Token: running.Instance.Token})], "%v", w.content)
 }
 
 func TestDelete(t *testing.T) {

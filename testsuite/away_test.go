@@ -223,6 +223,7 @@ func TestDownloadInEveryState(t *testing.T) {
 // found out once in each process and not tried again at every step: the product was seen to try hundreds of times, for
 // minutes, where a stop and a start take a second each.
 func TestDeadStoreCostsLittle(t *testing.T) {
+	t.Parallel()
 	for _, silent := range []bool{false, true} {
 		t.Run(map[bool]string{false: "cut", true: "silent"}[silent], func(t *testing.T) {
 			t.Parallel()

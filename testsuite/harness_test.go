@@ -243,15 +243,25 @@ func contentDir(t *testing.T, s *stack, name string) (node, dir string) {
 	return node, filepath.Join(dir, "content")
 }
 
+// untilNextLook is how long the next look at a condition waits after one that began at a time. A look is a process of the
+// command, most often: tests that look all the time would leave the processors to nobody else.
+func untilNextLook(began time.Time) time.Duration {
+	return min(max(4*time.Since(began), 50*time.Millisecond), time.Second)
+}
+
 // waitFor waits until a condition holds; it says what is missing when it never does.
 func waitFor(t *testing.T, what string, atMost time.Duration, condition func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(atMost)
-	for !condition() {
+	for {
+		began := time.Now()
+		if condition() {
+			return
+		}
 		if time.Now().After(deadline) {
 			t.Fatalf("still not after %s: %s", atMost, what)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(untilNextLook(began))
 	}
 }
 
@@ -261,6 +271,7 @@ func waitState(t *testing.T, s *stack, name, what string, atMost time.Duration, 
 	var state workspace.State
 	deadline := time.Now().Add(atMost)
 	for {
+		began := time.Now()
 		if r := cli(t, s, "show", name, "-o", "json"); r.code == 0 {
 			state = workspace.State{}
 			require.NoError(t, json.Unmarshal([]byte(r.stdout), &state))
@@ -272,7 +283,7 @@ func waitState(t *testing.T, s *stack, name, what string, atMost time.Duration, 
 			text, _ := json.MarshalIndent(state, "", " ")
 			t.Fatalf("%s still not after %s: %s: %s", name, atMost, what, text)
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(untilNextLook(began))
 	}
 }
 

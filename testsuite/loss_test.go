@@ -125,7 +125,7 @@ func TestFrozenTemporalMovesNothing(t *testing.T) {
 			require.NotNil(t, now.Instance, r.stdout)
 			require.Equal(t, was.Instance.Token, now.Instance.Token, "%s was moved", was.Name)
 		}
-		time.Sleep(time.Second)
+		time.Sleep(5 * time.Second) // a token only grows: none that was moved can be missed
 	}
 	for _, was := range before {
 		now := waitState(t, s, was.Name, "it runs as before", patience, func(state workspace.State) bool {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,10 +33,21 @@ func Missing(t testing.TB, tool string, why error) {
 	t.Skipf("%s cannot be had here: %v", tool, why)
 }
 
+// binary is what Binary has found: to look at a program again costs as much as a short test.
+var binary struct {
+	mu   sync.Mutex
+	path string
+}
+
 // Binary returns the path of the dev server's program, or ends the test as Missing says. On a machine that has none it is
 // built, which takes minutes once; other test processes wait for that one build.
 func Binary(t testing.TB) string {
 	t.Helper()
+	binary.mu.Lock()
+	defer binary.mu.Unlock()
+	if binary.path != "" {
+		return binary.path
+	}
 	path, err := devstack.FindTemporal(t.Context(), devstack.FindOptions{
 		// Not t.Log: it shows nothing before the test has ended, and the first build takes minutes.
 		Progress: func(line string) { fmt.Fprintln(os.Stderr, "devtest:", line) },
@@ -43,6 +55,7 @@ func Binary(t testing.TB) string {
 	if err != nil {
 		Missing(t, "temporal", err)
 	}
+	binary.path = path
 	return path
 }
 

@@ -150,9 +150,6 @@ func (c *checker) files(ctx context.Context) error {
 		if err := group.Wait(); err != nil {
 			return err
 		}
-		if needed := kind.prefix == configKey || kind.prefix == keyPrefix; needed && len(l.objects) == 0 {
-			c.errors.add("%s: missing on every provider", kind.prefix)
-		}
 		c.mustHave(l, kind.prefix)
 	}
 	return nil
@@ -213,6 +210,7 @@ func (c *checker) mustHave(l listing, prefix string) {
 	if key == "" || len(l.objects[key]) > 0 {
 		return
 	}
+	c.errors.add("%s: missing on every provider", key)
 	id, _ := parseID(strings.TrimPrefix(key, keyPrefix)) // zero for the config
 	for _, url := range l.listed {
 		c.breaks(l, key, id, url, ProblemMissing, "it is not there")

@@ -235,6 +235,39 @@ func TestDamageInEveryStore(t *testing.T) {
 	}
 }
 
+// TestDamageOfWhatOpensTheRepository: who opened it before config or key went away in every store is told, also when something
+// else begins with that name.
+func TestDamageOfWhatOpensTheRepository(t *testing.T) {
+	for _, name := range []string{"config", "key"} {
+		s := newDamagedScene(t)
+		r, err := openMirror(t, s.memories[0], s.memories[1])
+		require.NoError(t, err)
+		key := s.keys[name]
+		for _, memory := range s.memories {
+			other := key + ".old"
+			if name == "key" {
+				other = keyPrefix + (blobID{1}).String()
+			}
+			overwrite(t, memory, other, read(t, memory, key))
+			must(t, memory.Delete(t.Context(), key))
+		}
+		report, err := r.Check(t.Context(), CheckOptions{})
+		require.NoError(t, err)
+		require.Contains(t, report.Errors, key+": missing on every provider")
+		at := slices.IndexFunc(report.Damage, func(d Damage) bool { return d.Key == key })
+		require.GreaterOrEqual(t, at, 0, "%+v", report.Damage)
+		damage := report.Damage[at]
+		require.Equal(t, damagedKinds[name].kind, damage.Kind)
+		require.True(t, damage.Lost)
+		require.Empty(t, damage.WholeOn)
+		require.Len(t, damage.Stores, 2)
+		for _, copy := range damage.Stores {
+			require.Equal(t, ProblemMissing, copy.Problem)
+		}
+		must(t, r.Close())
+	}
+}
+
 // TestDamageThatAListingShows is named with its paths without reading the other packs, and then no snapshot is called sound.
 func TestDamageThatAListingShows(t *testing.T) {
 	for _, name := range []string{"data pack", "tree pack"} {
@@ -315,7 +348,8 @@ func TestOneBlobOfManyPaths(t *testing.T) {
 		return n
 	}
 	dir := c.tree(of("h", y), of("i", z))
-	id := c.snapshot(c.tree(of("a", x, y, x, z), of("b", z, x), of("c", x), dirNode("d", dir), dirNode("e", dir), of("f", z)))
+	top := c.tree(of("a", x, y, x, z), of("b", z, x), of("c", x), dirNode("d", dir), dirNode("e", dir), of("f", z))
+	id, again := c.snapshot(top), c.snapshot(top)
 	for _, memory := range memories {
 		must(t, memory.Delete(t.Context(), packKey(lost)))
 	}
@@ -325,12 +359,15 @@ func TestOneBlobOfManyPaths(t *testing.T) {
 	require.Len(t, report.Damage, 2)
 	require.Equal(t, packKey(lost), report.Damage[0].Key)
 	require.EqualValues(t, 2, report.Damage[0].Blobs)
-	require.EqualValues(t, 5, report.Damage[0].Paths)
-	require.Equal(t, map[string][]string{id: {"/a lost", "/b lost", "/c lost", "/d/h lost"}}, needed(report.Damage[0]))
+	require.EqualValues(t, 2*5, report.Damage[0].Paths)
+	require.EqualValues(t, 2, report.Damage[0].Snapshots)
+	named := []string{"/a lost", "/b lost", "/c lost", "/d/h lost"}
+	require.Equal(t, map[string][]string{id: named, again: named}, needed(report.Damage[0]))
 	require.Equal(t, packKey(exposed), report.Damage[1].Key)
 	require.Equal(t, []string{memories[0].URL(), memories[2].URL()}, report.Damage[1].WholeOn)
-	require.EqualValues(t, 5, report.Damage[1].Paths)
-	require.Equal(t, map[string][]string{id: {"/a lost", "/b lost", "/d/i", "/f"}}, needed(report.Damage[1]))
+	require.EqualValues(t, 2*5, report.Damage[1].Paths)
+	named = []string{"/a lost", "/b lost", "/d/i", "/f"}
+	require.Equal(t, map[string][]string{id: named, again: named}, needed(report.Damage[1]))
 	verdict := verdictOf(t, report, id)
 	require.EqualValues(t, 5, verdict.LostPaths)
 	require.EqualValues(t, 3, verdict.ExposedPaths)

@@ -31,9 +31,9 @@ func contentOf(t testing.TB, providers ...storage.Provider) contents {
 	snapshots, _, err := r.snapshots(t.Context())
 	require.NoError(t, err)
 	for _, s := range snapshots {
-		var out bytes.Buffer
-		if err := r.Dump(t.Context(), s.id.String(), "/", &out, DumpOptions{}); err == nil {
-			found[s.id.String()] = sha256.Sum256(out.Bytes())
+		out := sha256.New()
+		if err := r.Dump(t.Context(), s.id.String(), "/", out, DumpOptions{}); err == nil {
+			found[s.id.String()] = [32]byte(out.Sum(nil))
 		}
 	}
 	return found
@@ -89,9 +89,9 @@ func makeScene(t testing.TB, seed int64) *scene {
 
 	for i := range 6 {
 		writeFiles(t, dir, map[string][]byte{
-			fmt.Sprintf("a/%d", i):   randomBytes(random.Int63(), 40_000+random.Intn(40_000)),
-			fmt.Sprintf("b/%d", i):   bytes.Repeat([]byte{byte(i), 'x'}, 20_000),
-			fmt.Sprintf("gone%d", i): randomBytes(random.Int63(), 30_000+random.Intn(90_000)),
+			fmt.Sprintf("a/%d", i):   randomBytes(random.Int63(), 10_000+random.Intn(10_000)),
+			fmt.Sprintf("b/%d", i):   bytes.Repeat([]byte{byte(i), 'x'}, 5_000),
+			fmt.Sprintf("gone%d", i): randomBytes(random.Int63(), 8_000+random.Intn(22_000)),
 		})
 		id := backup(r, dir)
 		require.NoError(t, os.Remove(filepath.Join(dir, fmt.Sprintf("gone%d", i))))
@@ -100,16 +100,16 @@ func makeScene(t testing.TB, seed int64) *scene {
 		}
 	}
 	// Only this one has what is in its pack.
-	writeFiles(t, s.forgotten, map[string][]byte{"f": randomBytes(random.Int63(), 150_000), "g": randomBytes(random.Int63(), 50_000)})
+	writeFiles(t, s.forgotten, map[string][]byte{"f": randomBytes(random.Int63(), 40_000), "g": randomBytes(random.Int63(), 12_000)})
 	forget(backup(r, s.forgotten))
 	// Two that stored the same at the same time.
 	twins := []*Repository{newTestRepository(t, storage.PolicyAll, s.memory), newTestRepository(t, storage.PolicyAll, s.memory)}
-	writeFiles(t, dir, map[string][]byte{"twice": randomBytes(random.Int63(), 120_000)})
+	writeFiles(t, dir, map[string][]byte{"twice": randomBytes(random.Int63(), 30_000)})
 	storeTwice(t, twins[0], twins[1], dir)
 	// Packs that nobody names.
 	c := newCrafter(t, r)
 	for i := range 2 {
-		c.blob(dataBlob, randomBytes(random.Int63(), 10_000+i))
+		c.blob(dataBlob, randomBytes(random.Int63(), 3_000+i))
 		s.unindexed = append(s.unindexed, packKey(c.endPack(dataBlob)))
 	}
 	s.kept = contentOf(t, s.memory)

@@ -33,7 +33,7 @@ func restoredWithState(t *testing.T, options RestoreOptions) (r *Repository, tar
 	dir := t.TempDir()
 	writeFiles(t, dir, map[string][]byte{
 		"a": []byte("a"), "d/b": randomBytes(1, 3<<20), "d/e/c": []byte("c"), "d/e/same": []byte("c"), "empty": {},
-		"d/large": randomBytes(2, 30<<20), "f/name": randomBytes(3, 1<<10), "holes": append(make([]byte, 20<<20), 1),
+		"d/large": randomBytes(2, 12<<20), "f/name": randomBytes(3, 1<<10), "holes": append(make([]byte, 9<<20), 1),
 	})
 	require.NoError(t, os.Link(filepath.Join(dir, "f/name"), filepath.Join(dir, "d/other")))
 	require.NoError(t, os.Link(filepath.Join(dir, "f/name"), filepath.Join(dir, "d/third")))

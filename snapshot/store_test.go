@@ -15,7 +15,7 @@ import (
 var testPassword = []byte("correct horse")
 
 func testOptions() Options {
-	return Options{KDF: KDFParameters{N: 1024, R: 8, P: 1}, PackSize: 4 << 20, Concurrency: 2}
+	return Options{KDF: KDFParameters{N: 16, R: 1, P: 1}, PackSize: 4 << 20, Concurrency: 2}
 }
 
 // newTestMirror makes a mirror that does not try again in place.

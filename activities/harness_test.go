@@ -58,6 +58,7 @@ type fakeEngine struct {
 	// stuck makes Ready wait for its context.
 	stuck bool
 	specs map[string]engine.Spec
+	work  engine.Work // of every instance
 }
 
 func newFakeEngine() *fakeEngine {
@@ -183,6 +184,21 @@ func (f *fakeEngine) Exec(ctx context.Context, id string, spec engine.ExecSpec) 
 func (f *fakeEngine) Logs(_ context.Context, _ string, _ engine.LogOptions, w io.Writer) error {
 	_, err := io.WriteString(w, "a line\n")
 	return err
+}
+
+func (f *fakeEngine) Work(ctx context.Context, id string) (engine.Work, error) {
+	if ctx.Err() != nil {
+		return engine.Work{}, ctx.Err()
+	}
+	if err := f.enter("work", id); err != nil {
+		return engine.Work{}, err
+	}
+	f.mutex.Lock()
+	defer f.mutex.Unlock()
+	if there, ok := f.instances[id]; !ok || there.Status != engine.StatusRunning && there.Status != engine.StatusPaused {
+		return engine.Work{}, engine.ErrNotRunning
+	}
+	return f.work, nil
 }
 
 func (f *fakeEngine) Close() error { return nil }

@@ -110,6 +110,7 @@ func (n *Node) execHook(ctx context.Context, target workspace.Target, hook works
 		if instance.Status != engine.StatusRunning {
 			continue
 		}
+		defer n.apart(ctx, target, instance)()
 		code, err := n.Engine.Exec(ctx, instance.ID, engine.ExecSpec{
 			Command:     []string{"/bin/sh", "-c", hook.Command},
 			Environment: map[string]string{"HOLDFAST_HOOK": string(hook.When)},

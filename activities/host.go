@@ -32,6 +32,7 @@ func (n *Node) instance(ctx context.Context, claims dataport.Claims) (engine.Ins
 
 // Exec runs a command in the instance.
 func (n *Node) Exec(ctx context.Context, claims dataport.Claims, request dataport.ExecRequest, streams dataport.Streams) (int, error) {
+	defer n.use.connect(claims)()
 	instance, err := n.instance(ctx, claims)
 	if err != nil {
 		return 0, err
@@ -54,6 +55,7 @@ func (n *Node) Exec(ctx context.Context, claims dataport.Claims, request datapor
 
 // Logs writes the output of the instance's main process.
 func (n *Node) Logs(ctx context.Context, claims dataport.Claims, options engine.LogOptions, w io.Writer) error {
+	defer n.use.connect(claims)()
 	instance, err := n.instance(ctx, claims)
 	if err != nil {
 		return err
@@ -66,6 +68,7 @@ func (n *Node) Download(ctx context.Context, claims dataport.Claims, request dat
 	if claims.Snapshot != "" {
 		return n.downloadSnapshot(ctx, claims, request, begin)
 	}
+	defer n.use.connect(claims)()
 	content, _, err := n.Volumes.usable(claims.WorkspaceID, claims.Token) // invariant 5
 	if err != nil {
 		return fmt.Errorf("%w: %w", dataport.ErrNotHere, err)

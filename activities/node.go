@@ -40,6 +40,7 @@ type Node struct {
 	Shell []string
 
 	uploads arrivals
+	use     uses
 }
 
 const defaultReserve = 256 << 20

@@ -32,6 +32,7 @@ func RegisterNode(registry worker.ActivityRegistry, n *Node) {
 		workspace.ActivityStartInstance:   n.StartInstance,
 		workspace.ActivityStopInstance:    n.StopInstance,
 		workspace.ActivityFindInstance:    n.FindInstance,
+		workspace.ActivityLookAtUse:       n.LookAtUse,
 		workspace.ActivityBackup:          n.Backup,
 		workspace.ActivityVerify:          n.Verify,
 		workspace.ActivityCommit:          n.Commit,

@@ -94,6 +94,15 @@ type Usage struct {
 	PIDs        int64
 }
 
+// Work is what the processes of an instance have done since it was started.
+type Work struct {
+	// CPUSeconds is the time that they had of one processor.
+	CPUSeconds float64
+	// IOBytes is what they read and wrote, as far as the engine counts it: everything that they pass through files, pipes
+	// and terminals (process), or block devices and the network without the loopback (docker).
+	IOBytes int64
+}
+
 // LogOptions selects output of an instance's main process.
 type LogOptions struct {
 	Follow bool
@@ -142,6 +151,12 @@ type Engine interface {
 	Logs(ctx context.Context, id string, options LogOptions, w io.Writer) error
 
 	Stats(ctx context.Context, id string) (Usage, error)
+
+	// Work counts what the instance's processes have done, so that two counts tell whether it is used. What the engine
+	// itself does for the instance (its init, its logs, an Inspect) is at most noise in it: below a thousandth of a
+	// processor. Processes that have ended are counted as far as the kernel counts them, so a count below an earlier one
+	// means that something ended or was started again. One that does not run is ErrNotRunning; a paused one is counted.
+	Work(ctx context.Context, id string) (Work, error)
 
 	// Remove removes a stopped instance; one that is not there is no error. It never touches ContentDir.
 	Remove(ctx context.Context, id string) error

@@ -52,6 +52,8 @@ type listedWorkspace struct {
 	Reason       string    `json:"reason,omitempty"`
 	// RecoveryPoint is what a lost node would cost; nil when nothing runs.
 	RecoveryPoint *workspace.RecoveryPoint `json:"recovery_point,omitempty"`
+	// StopAhead is when it is stopped by itself; nil when nothing stops it.
+	StopAhead *workspace.StopAhead `json:"stop_ahead,omitempty"`
 	// Loss says what is done about the loss of its node, or what that cost.
 	Loss string `json:"loss,omitempty"`
 	// Stale is set when the workspace itself could not be asked: the line is from Temporal's index, which lags.
@@ -308,7 +310,7 @@ func (t *temporalControl) Workspaces(ctx context.Context) ([]listedWorkspace, er
 func listWorkspace(state workspace.State, now time.Time) listedWorkspace {
 	line := listedWorkspace{
 		Name: state.Name, Owner: state.Owner, Phase: string(state.Phase), Since: state.Since, Reason: state.Reason,
-		RecoveryPoint: workspace.RecoveryPointOf(state, now),
+		RecoveryPoint: workspace.RecoveryPointOf(state, now), StopAhead: workspace.StopAheadOf(state, now),
 	}
 	switch {
 	case state.Instance != nil:

@@ -141,6 +141,13 @@ func TestFollowOutcomes(t *testing.T) {
 			o.Kind, o.Halted, o.Ended = workspace.OperationMove, testNow, testNow.Add(2300*time.Millisecond)
 			s.Phase, s.Instance = workspace.Running, &workspace.Instance{Token: 2, Node: "n2"}
 		}), exitDone, []string{"web runs on node n2 now (instance 2); nobody could work in it for 2.3s: snapshot aaaaaaaa is verified"}},
+		{"a keep", stopped(func(s *workspace.State, o *workspace.Operation) {
+			*s, *o = watchedState(), workspace.Operation{ID: "op", Kind: workspace.OperationKeep, Began: testNow, Ended: testNow}
+		}), exitDone, []string{"web is not stopped by itself before 2026-01-25 16:00:00 UTC"}},
+		{"a keep that is taken back", stopped(func(s *workspace.State, o *workspace.Operation) {
+			*s, *o = watchedState(), workspace.Operation{ID: "op", Kind: workspace.OperationKeep, Began: testNow, Ended: testNow}
+			s.Watch.Keep = nil
+		}), exitDone, []string{"web may be stopped by itself again: not before 2026-01-25 12:10:00 UTC"}},
 		{"a move that was not begun", stopped(func(s *workspace.State, o *workspace.Operation) {
 			o.Kind, o.Failed, o.Refused, o.ErrorType, o.Backup = workspace.OperationMove, true, true, workspace.ErrorNoNode, nil
 			o.Error = "workspace web was not moved and runs on: there is no node that takes it: no node is left"

@@ -84,6 +84,15 @@ func (p *program) workspaceCommands() []*cli.Command {
 			}),
 		},
 		{
+			Name: "keep", Usage: "put off that a running workspace is stopped by itself (--idle-stop, --lifetime)", ArgsUsage: "NAME",
+			Description: "It counts from now, and takes the place of what was said before. `holdfast why NAME` shows who said it and until when.",
+			Flags:       following(&cli.StringFlag{Name: "for", Usage: "for this `TIME`, from 1m to 720h, such as 4h; off takes it back"}),
+			Action: p.updating(workspace.UpdateKeep, func(c *cli.Context, subject, _ string) (any, error) {
+				seconds, err := keepFor(c.String("for"))
+				return workspace.KeepRequest{Subject: subject, Seconds: seconds}, err
+			}),
+		},
+		{
 			Name: "delete", Usage: "delete a stopped workspace; its snapshots stay in the stores", ArgsUsage: "NAME",
 			Flags: following(&cli.StringFlag{Name: "discard-data", Usage: "drop its snapshots and what is not backed up too; repeat the workspace's `NAME` to say so"}),
 			Action: p.updating(workspace.UpdateDelete, func(c *cli.Context, subject, name string) (any, error) {
@@ -102,6 +111,24 @@ func (p *program) workspaceCommands() []*cli.Command {
 			}),
 		},
 	}
+}
+
+// keepFor reads for how long a workspace is kept, in seconds; 0 is off.
+func keepFor(text string) (int64, error) {
+	if text == "" {
+		return 0, usage("keep: --for is missing").withMend("say for how long, such as --for 4h")
+	}
+	if text == "off" || text == "0" {
+		return 0, nil
+	}
+	length, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, usage("--for %q: want a time such as 4h, or off", text)
+	}
+	if length < workspace.MinKeep || length > workspace.MaxKeep || length%time.Second != 0 {
+		return 0, usage("--for %s: want whole seconds, 1m to 720h (30 days), or off", length)
+	}
+	return int64(length / time.Second), nil
 }
 
 // start is `holdfast start`.

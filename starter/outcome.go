@@ -87,6 +87,8 @@ func describeOutcome(operation workspace.Operation, state workspace.State, unsen
 	case workspace.OperationBackup:
 		lines = append(lines, name+" is backed up"+backupWords(operation)+in)
 		lines = append(lines, backupExclusions(operation, state, byRules+", so not in the snapshot")...)
+	case workspace.OperationKeep:
+		lines = append(lines, keepWords(state, operation.Ended))
 	case workspace.OperationDelete:
 		lines = append(lines, name+" is deleted"+in)
 	case workspace.OperationUnstick:
@@ -99,6 +101,19 @@ func describeOutcome(operation workspace.Operation, state workspace.State, unsen
 		lines = append(lines, "every store has the content of "+name+" now")
 	}
 	return outcome{lines: lines, err: owedOutcome(operation, state, unsent)}
+}
+
+// keepWords says what a keep has come to.
+func keepWords(state workspace.State, now time.Time) string {
+	ahead := workspace.StopAheadOf(state, now)
+	switch {
+	case ahead == nil:
+		return fmt.Sprintf("%s is %s now", state.Name, state.Phase)
+	case ahead.Keep != nil:
+		return fmt.Sprintf("%s is not stopped by itself before %s", state.Name, moment(ahead.Keep.Until))
+	default:
+		return fmt.Sprintf("%s may be stopped by itself again: %s", state.Name, ahead.Words(now))
+	}
 }
 
 func backupWords(operation workspace.Operation) string {

@@ -13,6 +13,8 @@ const (
 	flagSnapshotEvery = "snapshot-every"
 	flagHook          = "hook"
 	flagStopGrace     = "stop-grace"
+	flagIdleStop      = "idle-stop"
+	flagLifetime      = "lifetime"
 )
 
 // readPolicies reads how the workspace is to be looked after. Settings hold the deployment's defaults, which are for new
@@ -45,6 +47,19 @@ func (plan *startPlan) readPolicies(c *cli.Context, s settings) error {
 			return usage("--%s %s: want whole seconds, 1s to 1h", flagStopGrace, grace)
 		}
 		plan.set(func(spec *workspace.Spec) { spec.StopGraceSeconds = int(grace / time.Second) })
+	}
+	for flag, put := range map[string]func(*workspace.StopPolicy, int64){
+		flagIdleStop: func(p *workspace.StopPolicy, seconds int64) { p.IdleSeconds = seconds },
+		flagLifetime: func(p *workspace.StopPolicy, seconds int64) { p.LifetimeSeconds = seconds },
+	} {
+		if !c.IsSet(flag) {
+			continue
+		}
+		seconds, err := workspace.ParseStopAfter("--"+flag, c.String(flag))
+		if err != nil {
+			return usage("%w", err)
+		}
+		plan.set(func(spec *workspace.Spec) { put(&spec.Stop, seconds) })
 	}
 	return nil
 }

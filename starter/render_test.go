@@ -94,6 +94,24 @@ func runningState() workspace.State {
 	return state
 }
 
+// watchedState is stopped by itself when it is not used for 2 hours; its person has put that off.
+func watchedState() workspace.State {
+	state := runningState()
+	state.Protection.Failures, state.Protection.LastFailure, state.Spec.Hooks, state.Hooks = 0, nil, nil, nil
+	state.Spec.Stop = workspace.StopPolicy{IdleSeconds: 7200, LifetimeSeconds: 72 * 3600}
+	state.Watch = &workspace.Watch{Token: 2, Since: testNow.Add(-3 * time.Hour), Used: testNow.Add(-116 * time.Minute), Use: "its processes took 97 % of a processor",
+		Keep: &workspace.Keep{By: "ada", At: testNow.Add(-time.Minute), Until: testNow.Add(4 * time.Hour)}}
+	return state
+}
+
+// warnedState is stopped in four minutes.
+func warnedState() workspace.State {
+	state := watchedState()
+	state.Watch.Keep, state.Watch.Warned, state.Watch.WarnedOf = nil, testNow.Add(-6*time.Minute), workspace.StopIdle
+	state.Recent = []workspace.Operation{{Kind: workspace.OperationStop, Began: testNow.Add(-4 * time.Hour), Ended: testNow.Add(-4*time.Hour + time.Second), Cause: "it was not used for 2h"}}
+	return state
+}
+
 func TestRendering(t *testing.T) {
 	var out bytes.Buffer
 	rendered := func(do func()) string { out.Reset(); do(); return out.String() }
@@ -137,6 +155,18 @@ func TestRendering(t *testing.T) {
 	golden(t, "why-blocked", rendered(func() { renderExplanation(&out, workspace.Explain(someState(), nil, testNow), testNow, false) }))
 	golden(t, "show-running", rendered(func() { renderState(&out, runningState(), testNow, false) }))
 	golden(t, "why-running", rendered(func() { renderExplanation(&out, workspace.Explain(runningState(), nil, testNow), testNow, false) }))
+	golden(t, "show-warned", rendered(func() { renderState(&out, warnedState(), testNow, false) }))
+	golden(t, "why-warned", rendered(func() { renderExplanation(&out, workspace.Explain(warnedState(), nil, testNow), testNow, false) }))
+	golden(t, "list-warned", rendered(func() {
+		renderWorkspaces(&out, []listedWorkspace{listWorkspace(warnedState(), testNow), listWorkspace(watchedState(), testNow)}, testNow, false)
+	}))
+	golden(t, "why-kept", rendered(func() { renderExplanation(&out, workspace.Explain(watchedState(), nil, testNow), testNow, false) }))
+	golden(t, "why-silent", rendered(func() {
+		state := watchedState()
+		state.Watch.Keep, state.Watch.Failures, state.Watch.Failure = nil, 3, "looking for the instance: the container engine cannot be reached"
+		state.Spec.Stop.LifetimeSeconds = 0
+		renderExplanation(&out, workspace.Explain(state, nil, testNow), testNow, false)
+	}))
 	golden(t, "doctor", rendered(func() {
 		renderFindings(&out, []finding{
 			{Check: "temporal", Verdict: verdictOK, Detail: "version 1.32.1 answers at 127.0.0.1:7233"},

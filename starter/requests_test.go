@@ -29,6 +29,7 @@ func TestStartRequests(t *testing.T) {
 	local := workspace.Volume{Kind: workspace.VolumeLocal}
 	existing := workspace.State{Name: "web", Phase: workspace.Stopped, Spec: workspace.Spec{Image: "old", Volume: workspace.Volume{Kind: workspace.VolumeLocal, SizeBytes: 7}, Environment: []string{"A"}}}
 	failedFirst := workspace.State{Name: "web", Phase: workspace.Pending, Incomplete: true, Source: workspace.Source{Kind: workspace.SourceGit, Describe: "https://x/y"}}
+	watched := workspace.State{Spec: workspace.Spec{Image: "old", Volume: local, Stop: workspace.StopPolicy{IdleSeconds: 7200, LifetimeSeconds: 3600}}}
 	hooked := workspace.State{Name: "web", Phase: workspace.Stopped, Spec: workspace.Spec{Image: "old", Volume: local, Snapshots: workspace.SnapshotPolicy{Off: true},
 		Hooks: []workspace.Hook{{When: workspace.HookPreStop, Command: "./save.sh"}}}}
 	cases := []struct {
@@ -64,6 +65,10 @@ func TestStartRequests(t *testing.T) {
 		{"again with another interval", "--snapshot-every 1h", &existing,
 			workspace.StartRequest{Spec: &workspace.Spec{Image: "old", Volume: existing.Spec.Volume, Environment: []string{"A"}, Snapshots: workspace.SnapshotPolicy{EverySeconds: 3600}}}, workspace.Secrets{}},
 		{"a grace", "--stop-grace 90s", nil, workspace.StartRequest{Spec: &workspace.Spec{Volume: local, StopGraceSeconds: 90}}, workspace.Secrets{}},
+		{"stops by itself", "--idle-stop 2h --lifetime 72h", nil,
+			workspace.StartRequest{Spec: &workspace.Spec{Volume: local, Stop: workspace.StopPolicy{IdleSeconds: 7200, LifetimeSeconds: 259200}}}, workspace.Secrets{}},
+		{"again, but for the lifetime", "--lifetime off", &watched,
+			workspace.StartRequest{Spec: &workspace.Spec{Image: "old", Volume: local, Stop: workspace.StopPolicy{IdleSeconds: 7200}}}, workspace.Secrets{}},
 		{"hooks", "--hook pre-stop:./save.sh --hook pre-snapshot,timeout=1m,on-error=fail:sync", nil,
 			workspace.StartRequest{Spec: &workspace.Spec{Volume: local, Hooks: []workspace.Hook{
 				{When: workspace.HookPreStop, Command: "./save.sh"}, {When: workspace.HookPreSnapshot, Command: "sync", TimeoutSeconds: 60, OnError: workspace.HookFail}}}}, workspace.Secrets{}},
@@ -145,6 +150,13 @@ func TestBadInput(t *testing.T) {
 		{"start web --snapshot-every often", nil, exitUsage, "want a time such as 5m"},
 		{"start web --snapshot-every 0s", nil, exitUsage, "want 10s to 24h, or off"},
 		{"start web --snapshot-every 48h", nil, exitUsage, "want 10s to 24h, or off"},
+		{"start web --idle-stop soon", nil, exitUsage, "--idle-stop \"soon\": want a time such as 2h or 72h, or off"},
+		{"start web --idle-stop 59s", nil, exitUsage, "--idle-stop 59s: want 1m to 2160h"},
+		{"start web --lifetime 100d", nil, exitUsage, "--lifetime \"100d\": want a time"},
+		{"keep web", nil, exitUsage, "--for is missing"},
+		{"keep web --for ever", nil, exitUsage, "--for \"ever\": want a time such as 4h, or off"},
+		{"keep web --for 721h", nil, exitUsage, "want whole seconds, 1m to 720h"},
+		{"keep web --for -4h", nil, exitUsage, "want whole seconds, 1m to 720h"},
 		{"start web --hook pre-stop", nil, exitUsage, "want WHEN"},
 		{"start web --hook pre-stop:a --hook pre-stop:b", nil, exitUsage, "given twice"},
 		{"start web --hook pre-stop,timeout=1h:a", nil, exitUsage, "1s to 5m"},

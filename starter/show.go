@@ -117,6 +117,11 @@ func renderWorkspaces(w io.Writer, lines []listedWorkspace, now time.Time, colou
 		fmt.Fprintln(w, "! its backup is older than promised: `holdfast why NAME` says why")
 	}
 	for _, line := range lines {
+		if ahead := line.StopAhead; ahead != nil && ahead.Warned {
+			fmt.Fprintln(w, wrapText(ahead.Short(line.Name, now), 2))
+		}
+	}
+	for _, line := range lines {
 		if line.Loss != "" {
 			fmt.Fprintln(w, wrapText(line.Name+": "+line.Loss, 2))
 		}
@@ -141,7 +146,7 @@ func (p *program) show(c *cli.Context) error {
 			return err
 		}
 		if asJSON {
-			return printJSON(p.stdout, shownState{State: state, RecoveryPoint: workspace.RecoveryPointOf(state, p.now())})
+			return printJSON(p.stdout, shownState{State: state, RecoveryPoint: workspace.RecoveryPointOf(state, p.now()), StopAhead: workspace.StopAheadOf(state, p.now())})
 		}
 		renderState(p.stdout, state, p.now(), p.colours)
 		return nil
@@ -152,6 +157,7 @@ func (p *program) show(c *cli.Context) error {
 type shownState struct {
 	workspace.State
 	RecoveryPoint *workspace.RecoveryPoint `json:"recovery_point,omitempty"`
+	StopAhead     *workspace.StopAhead     `json:"stop_ahead,omitempty"`
 }
 
 // renderState writes what is known as "field  value" lines.
@@ -213,6 +219,7 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 		}
 	}
 	renderRecoveryPoint(w, workspace.RecoveryPointOf(state, now), now)
+	renderStopAhead(w, orDefault(state.Spec.Stop.Words(), "only when a person stops it (--idle-stop and --lifetime are off)"), workspace.StopAheadOf(state, now), now)
 	for i, hook := range state.Spec.Hooks {
 		name := "hooks"
 		if i > 0 {
@@ -244,7 +251,11 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 		case len(operation.Owed) > 0:
 			result = "done, owed to " + strings.Join(operation.Owed, ", ")
 		}
-		plain("recent", "%s at %s, took %s: %s", operation.Kind, moment(operation.Began), ago(operation.Ended.Sub(operation.Began)), result)
+		kind := string(operation.Kind)
+		if operation.Cause != "" {
+			kind += " because " + operation.Cause + ","
+		}
+		plain("recent", "%s at %s, took %s: %s", kind, moment(operation.Began), ago(operation.Ended.Sub(operation.Began)), result)
 	}
 }
 
@@ -261,6 +272,20 @@ func renderRecoveryPoint(w io.Writer, point *workspace.RecoveryPoint, now time.T
 	if failed := point.Failed(now); failed != "" {
 		writeField(w, "", "last snapshot: "+failed+"\n"+innermost(point.LastFailure.Error))
 	}
+}
+
+// renderStopAhead says when it is stopped by itself, and what is known of its use.
+func renderStopAhead(w io.Writer, policy string, ahead *workspace.StopAhead, now time.Time) {
+	writeField(w, "stops", policy)
+	if ahead == nil {
+		return
+	}
+	writeField(w, "", ahead.Words(now))
+	writeField(w, "last used", ahead.Seen(now))
+	if ahead.Unknown != "" {
+		writeField(w, "", "since then its node has not said whether it is used, so it is not stopped for that: "+innermost(ahead.Unknown))
+	}
+	writeField(w, "put off", ahead.Kept(now))
 }
 
 // renderHooks says how hooks ended the last time.
@@ -369,6 +394,9 @@ func renderExplanation(w io.Writer, e workspace.Explanation, now time.Time, colo
 	}
 	writeField(w, "so far", e.Far)
 	renderRecoveryPoint(w, e.RecoveryPoint, now)
+	if e.StopAhead != nil {
+		renderStopAhead(w, e.StopAhead.Policy, e.StopAhead, now)
+	}
 	renderHooks(w, e.Name, e.FailedHooks, now)
 	for i, line := range e.Safe {
 		name := "safe"

@@ -167,6 +167,16 @@ func runNode(ctx context.Context, config NodeConfig) error {
 			logger.Warn("emptying the trash", "error", err)
 		}
 	}()
+	watchCtx, stopWatching := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		node.WatchUse(watchCtx)
+	}()
+	defer func() { // before the engine is closed
+		stopWatching()
+		<-watched
+	}()
 	if err := leaseWorker.Start(); err != nil {
 		return fmt.Errorf("starting the lease worker: %w", err)
 	}

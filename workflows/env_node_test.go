@@ -16,7 +16,7 @@ func doOn[R any](w *world, node, name string, effect func() (R, error)) (R, erro
 	w.mutex.Unlock()
 	if gone {
 		switch name {
-		case workspace.ActivityPrepareImage, workspace.ActivityPrepareContent, workspace.ActivityStartInstance, workspace.ActivityDiscardInstance, workspace.ActivityFindInstance:
+		case workspace.ActivityPrepareImage, workspace.ActivityPrepareContent, workspace.ActivityStartInstance, workspace.ActivityDiscardInstance, workspace.ActivityFindInstance, workspace.ActivityLookAtUse:
 			// A start does not wait for a node that does not take its work.
 			return *new(R), temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)
 		}

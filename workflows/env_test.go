@@ -61,6 +61,8 @@ type world struct {
 	// nodes is what the nodes' workflows say; one that is lost does nothing that it is asked for.
 	nodes map[string]workspace.NodeState
 	brake workspace.Brake
+	// use, when set, is what a node says of when an instance was last used; else that was long ago.
+	use func() workspace.LookAtUseResult
 	// clock, when set, gives snapshots their time.
 	clock func() time.Time
 	// preStop and preSnapshot are what the activity at work was given; hooks counts how often each has run.
@@ -254,6 +256,15 @@ func (w *world) register(registry activityRegistry) {
 				return workspace.FindInstanceResult{}, permanent(workspace.ErrorContentMissing, "the node holds no such content")
 			}
 			return workspace.FindInstanceResult{Runs: w.runs[place(input.Target)]}, nil
+		})
+	})
+	add(workspace.ActivityLookAtUse, func(ctx context.Context, input workspace.LookAtUseInput) (workspace.LookAtUseResult, error) {
+		w.unheard(ctx, workspace.ActivityLookAtUse)
+		return doOn(w, input.Target.Node, workspace.ActivityLookAtUse, func() (workspace.LookAtUseResult, error) {
+			if w.use != nil {
+				return w.use(), nil
+			}
+			return workspace.LookAtUseResult{QuietMillis: (1000 * time.Hour).Milliseconds(), Use: "a shell ended"}, nil
 		})
 	})
 	add(workspace.ActivityStopInstance, func(_ context.Context, input workspace.StopInstanceInput) (workspace.StopInstanceResult, error) {

@@ -35,10 +35,14 @@ var everyActivity = []string{
 	workspace.ActivityReleasePlacement, workspace.ActivityPrepareImage, workspace.ActivityPrepareContent, workspace.ActivityStartInstance,
 	workspace.ActivityStopInstance, workspace.ActivityBackup, workspace.ActivityVerify, workspace.ActivityCommit,
 	workspace.ActivityRepair, workspace.ActivityRemoveInstance, workspace.ActivityDiscardInstance, workspace.ActivityLookAtNode,
+	workspace.ActivityLookAtUse,
 }
 
-// lives are the workspaces that everything happens to: one that only commands act on, and one that a timer snapshots.
-var lives = map[string]workspace.StartRequest{"commands": start(), "timed": hooked(startEvery(20 * time.Minute))}
+// lives are the workspaces that everything happens to: one that only commands act on, one that a timer snapshots, and one
+// that is stopped by itself before its person does.
+var lives = map[string]workspace.StartRequest{
+	"commands": start(), "timed": hooked(startEvery(20 * time.Minute)), "idle": stopping(40*time.Minute, 0),
+}
 
 // life starts and stops a workspace twice, and once more at the end when nothing fails any more. There is work between
 // two snapshots, and none.

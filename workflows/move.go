@@ -151,7 +151,7 @@ func (w *entity) goesOnAfterLoss(ctx workflow.Context, request *workspace.MoveRe
 		return false
 	}
 	w.queue = append(w.queue, workspace.Command{
-		Operation: workspace.Operation{ID: "start-" + w.state.Operation.ID, Kind: workspace.OperationStart, Began: workflow.Now(ctx)},
+		Operation: workspace.Operation{ID: "start-" + w.state.Operation.ID, Kind: workspace.OperationStart, Began: workflow.Now(ctx), Cause: "its node was lost while it was moved"},
 		Start:     &workspace.StartRequest{Subject: request.Subject},
 	})
 	return true

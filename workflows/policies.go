@@ -133,6 +133,26 @@ func soon(ctx workflow.Context) workflow.Context {
 	return workflow.WithRetryPolicy(workflow.WithScheduleToStartTimeout(ctx, timedAnswers), timedSnapshot)
 }
 
+// asking is for the question whether an instance is used. A node that does not answer soon is one that does not know: the
+// question is asked again later (useAgain), and nothing is stopped meanwhile.
+func asking(ctx workflow.Context, node string) workflow.Context {
+	ctx = forStart(ctx, node, "see when it was last used", findPromise, priorityTimed)
+	options := workflow.GetActivityOptions(ctx)
+	options.WaitForCancellation = false // it changes nothing
+	options.RetryPolicy = &timedSnapshot
+	return workflow.WithActivityOptions(ctx, options)
+}
+
+// useAgain is the shortest time between an answer that a workspace is used, or none, and the next question. A question with
+// its timer is about a dozen events, and one that finds nothing is followed by one more, before the stop: so a workspace
+// costs at most 2 questions in useAgain, 576 a day, whatever its policy, and with one of 2 h about 13 a day while it is
+// used. Snapshots at their default interval cost more.
+const useAgain = 5 * time.Minute
+
+// useHolds is how long after the question its answer is gone by. The server ends a question after five quarters of
+// findPromise, so only workers that are away make it older.
+const useHolds = 2 * findPromise
+
 const (
 	imagePromise   = 20 * time.Minute
 	contentPromise = 12 * time.Hour // hundreds of gigabytes over a slow link

@@ -14,9 +14,12 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	commonpb "go.temporal.io/api/common/v1"
 	enumspb "go.temporal.io/api/enums/v1"
 	historypb "go.temporal.io/api/history/v1"
 	"go.temporal.io/api/temporalproto"
+	updatepb "go.temporal.io/api/update/v1"
+	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/activity"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/worker"
@@ -36,15 +39,23 @@ const recorder = "recorder"
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
+// server is a real one, with a namespace of the test's own.
+type server struct {
+	client.Client
+	namespace string
+}
+
 // scene is a real server with a pretended fleet.
 type scene struct {
 	*world
-	client client.Client
+	client server
 	name   string
 	id     string
 	asked  int
 	lease  *leaseScript
 	leases *leaseTaker
+	// control is the worker that decides.
+	control worker.Worker
 }
 
 // leaseTaker is the worker of the lease queue; stopping is closed when it takes nothing any more.
@@ -68,7 +79,10 @@ type scenario struct {
 	run  func(*scene)
 }
 
-const atlas = "workspace/atlas"
+const (
+	atlas        = "workspace/atlas"
+	idleStopLate = "idle_stop_late"
+)
 
 var scenarios = []scenario{
 	{"start_stop_start", atlas, func(s *scene) {
@@ -180,6 +194,40 @@ var scenarios = []scenario{
 		s.failing(nil)
 		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
 	}},
+	{"idle_stop", atlas, func(s *scene) {
+		s.startWith(stopping(workspace.MinStop, 0))
+		warned := func(state workspace.State) bool {
+			return state.Watch != nil && state.Watch.WarnedOf == workspace.StopIdle
+		}
+		s.until("warned", warned)
+		require.NoError(s.t, s.ask(workspace.UpdateKeep, workspace.KeepRequest{Subject: "ada", Seconds: 60}))
+		s.until("kept", func(state workspace.State) bool { return !warned(state) })
+		s.until("warned again", warned)
+		s.until("stopped", func(state workspace.State) bool { return state.Phase == workspace.Stopped && state.Operation == nil })
+	}},
+	// A command comes in the same task as the last answer before the stop: no worker decides meanwhile.
+	{idleStopLate, atlas, func(s *scene) {
+		asked, answer, questions := make(chan struct{}), make(chan struct{}), 0
+		s.deaf = func(_ context.Context, activity string) {
+			if activity != workspace.ActivityLookAtUse {
+				return
+			}
+			if questions++; questions == 2 {
+				close(asked)
+				<-answer
+			}
+		}
+		s.startWith(stopping(workspace.MinStop, 0))
+		<-asked
+		s.control.Stop()
+		close(answer)
+		s.happened("the answer", func(history *historypb.History) bool {
+			return history.Events[len(history.Events)-2].GetActivityTaskCompletedEventAttributes() != nil
+		})
+		s.askLater(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"})
+		s.takeCommands()
+		s.until("stopped", func(state workspace.State) bool { return state.Phase == workspace.Stopped && state.Operation == nil })
+	}},
 	{"node_lease", "node/" + nodeOne, func(s *scene) {
 		begin(s, workspace.NodeWorkflow, workspace.NodeInput{Node: nodeOne})
 		register := func(incarnation string) {
@@ -290,7 +338,7 @@ func scheduled(history *historypb.History, name string) *historypb.ActivityTaskS
 }
 
 // dial connects to a real server.
-func dial(t *testing.T) client.Client {
+func dial(t *testing.T) server {
 	t.Helper()
 	options := devtest.Temporal(t).Options()
 	options.Identity = recorder
@@ -298,10 +346,10 @@ func dial(t *testing.T) client.Client {
 	c, err := client.DialContext(t.Context(), options)
 	require.NoError(t, err)
 	t.Cleanup(c.Close)
-	return c
+	return server{Client: c, namespace: options.Namespace}
 }
 
-func newScene(t *testing.T, c client.Client, name, id string) *scene {
+func newScene(t *testing.T, c server, name, id string) *scene {
 	t.Helper()
 	s := &scene{world: emptyWorld(t), client: c, id: id, name: name, lease: &leaseScript{}}
 	s.work()
@@ -347,20 +395,28 @@ func save(t *testing.T, path string, history *historypb.History) {
 // work runs the control worker and the nodes' until the scenario ends.
 func (s *scene) work() {
 	s.takeLeases()
-	for _, queue := range []string{workspace.ControlQueue, workspace.NodeQueue(nodeOne), workspace.NodeQueue(nodeTwo)} {
-		w := worker.New(s.client, queue, worker.Options{Identity: recorder, DisableWorkflowWorker: queue != workspace.ControlQueue})
-		if queue == workspace.ControlQueue {
-			workflows.Register(w)
-		}
-		s.register(w)
-		s.registerOthers(w)
-		require.NoError(s.t, w.Start())
-		s.t.Cleanup(w.Stop)
+	s.takeCommands()
+	s.take(workspace.NodeQueue(nodeOne))
+	s.take(workspace.NodeQueue(nodeTwo))
+}
+
+// takeCommands runs the control worker, which decides.
+func (s *scene) takeCommands() { s.control = s.take(workspace.ControlQueue) }
+
+func (s *scene) take(queue string) worker.Worker {
+	w := worker.New(s.client.Client, queue, worker.Options{Identity: recorder, DisableWorkflowWorker: queue != workspace.ControlQueue})
+	if queue == workspace.ControlQueue {
+		workflows.Register(w)
 	}
+	s.register(w)
+	s.registerOthers(w)
+	require.NoError(s.t, w.Start())
+	s.t.Cleanup(w.Stop)
+	return w
 }
 
 func (s *scene) takeLeases() {
-	w := worker.New(s.client, workspace.LeaseQueue(nodeOne), worker.Options{Identity: recorder, DisableWorkflowWorker: true})
+	w := worker.New(s.client.Client, workspace.LeaseQueue(nodeOne), worker.Options{Identity: recorder, DisableWorkflowWorker: true})
 	s.registerOthers(w)
 	require.NoError(s.t, w.Start())
 	s.leases = &leaseTaker{Worker: w, stopping: make(chan struct{})}
@@ -464,6 +520,31 @@ func (s *scene) ask(update string, request any) error {
 		return err
 	}
 	return handle.Get(s.t.Context(), nil)
+}
+
+// askLater has an update wait at the server for a worker that takes it.
+func (s *scene) askLater(update string, request any) {
+	s.t.Helper()
+	id := s.updateID()
+	go func() {
+		_, _ = s.client.UpdateWorkflow(s.t.Context(), client.UpdateWorkflowOptions{
+			WorkflowID: s.id, UpdateID: id, UpdateName: update, Args: []any{request}, WaitForStage: client.WorkflowUpdateStageAccepted,
+		})
+	}()
+	require.Eventually(s.t, func() bool {
+		_, err := s.client.WorkflowService().PollWorkflowExecutionUpdate(s.t.Context(), &workflowservice.PollWorkflowExecutionUpdateRequest{
+			Namespace:  s.client.namespace,
+			UpdateRef:  &updatepb.UpdateRef{WorkflowExecution: &commonpb.WorkflowExecution{WorkflowId: s.id}, UpdateId: id},
+			WaitPolicy: &updatepb.WaitPolicy{LifecycleStage: enumspb.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ADMITTED},
+		})
+		return err == nil
+	}, 30*time.Second, 20*time.Millisecond)
+}
+
+// happened waits until the history shows something.
+func (s *scene) happened(what string, shows func(*historypb.History) bool) {
+	s.t.Helper()
+	require.Eventually(s.t, func() bool { return shows(s.history()) }, 30*time.Second, 50*time.Millisecond, what)
 }
 
 // request asks and waits until nothing is under way and the phase is the given one; an empty one wants a refusal.

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"holdfast/workflows"
+	"holdfast/workspace"
 )
 
 // Golden histories: what workflows of older versions have done must be done again by this one, or every workspace that
@@ -96,6 +97,31 @@ func TestTimedSnapshotsAreSmallInHistories(t *testing.T) {
 	require.GreaterOrEqual(t, whole, 2, "%v", made)
 	require.GreaterOrEqual(t, looks, 2, "%v", made)
 	t.Logf("events %v, bytes %v", timed, bytes)
+}
+
+// What a person asks for is done first, also when the workflow hears of it together with the answer after which it would
+// have stopped. That it does so again is TestReplay's; here it is that the history shows this.
+func TestCommandThatComesWithTheAnswerIsDoneFirst(t *testing.T) {
+	content, err := os.ReadFile(filepath.Join(histories, "v0", idleStopLate+".json"))
+	require.NoError(t, err)
+	history := &historypb.History{}
+	require.NoError(t, temporalproto.CustomJSONUnmarshalOptions{}.Unmarshal(content, history))
+	questions, tasks := 0, 0
+	for _, event := range history.Events {
+		scheduled := event.GetActivityTaskScheduledEventAttributes()
+		switch {
+		case scheduled != nil && scheduled.ActivityType.Name == workspace.ActivityLookAtUse:
+			questions++
+		case questions == 2 && event.GetWorkflowTaskCompletedEventAttributes() != nil:
+			tasks++
+		case questions == 2 && event.GetWorkflowExecutionUpdateAcceptedEventAttributes() != nil:
+			require.Equal(t, 1, tasks, "it came in another task")
+		case questions == 2 && scheduled != nil:
+			require.Equal(t, workspace.ActivityBackup, scheduled.ActivityType.Name)
+			return
+		}
+	}
+	require.Fail(t, "nothing was done")
 }
 
 // A replay that accepts anything would prove nothing.

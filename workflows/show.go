@@ -96,6 +96,12 @@ func (w *entity) describeNow(ctx workflow.Context) {
 			line("the last snapshot: %s", failed)
 		}
 	}
+	if ahead := workspace.StopAheadOf(w.state, workflow.Now(ctx)); ahead != nil {
+		line("%s", ahead.Words(workflow.Now(ctx)))
+		if kept := ahead.Kept(workflow.Now(ctx)); kept != "" {
+			line("%s", kept)
+		}
+	}
 	if kept := w.state.Kept; kept != nil {
 		line("content kept on node %s: %s", kept.Node, kept.Why)
 	}

@@ -30,6 +30,7 @@ func (w *entity) start(ctx workflow.Context, request *workspace.StartRequest) er
 			w.state.Spec.Image = request.Spec.Image
 		}
 		w.state.Spec.Snapshots, w.state.Spec.Hooks, w.state.Spec.StopGraceSeconds = request.Spec.Snapshots, request.Spec.Hooks, request.Spec.StopGraceSeconds
+		w.state.Spec.Stop = request.Spec.Stop
 	}
 	plan := launch{only: request.Node, exclude: request.NotNode}
 	if request.AcceptVersion != "" && w.state.Kept != nil {
@@ -353,6 +354,7 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 	w.state.Incomplete = false
 	w.enter(ctx, workspace.Running, "on node "+node.Node)
 	w.running(ctx)
+	w.watch(ctx)
 	return nil
 }
 

@@ -25,6 +25,7 @@ func (w *entity) handleUpdates(ctx workflow.Context) error {
 		{workspace.UpdateDelete, w.acceptDelete, w.validateDelete, "delete the workspace"},
 		{workspace.UpdateUnstick, w.acceptUnstick, w.validateUnstick, "seal a stuck attempt, keep its content"},
 		{workspace.UpdateMove, w.acceptMove, w.validateMove, "take the running workspace to another node"},
+		{workspace.UpdateKeep, w.acceptKeep, w.validateKeep, "put off that it is stopped by itself"},
 	} {
 		if err := workflow.SetUpdateHandlerWithOptions(ctx, update.name, update.handler, workflow.UpdateHandlerOptions{
 			Validator:   update.validator,

@@ -69,6 +69,12 @@ var livesOfWaits = map[string]lifeOfWaits{
 		w.work(30 * time.Minute)
 		w.ask(time.Hour, workspace.UpdateStop, workspace.StopRequest{})
 	},
+	// Twice it is asked whether it is used, and stopped by itself; it is started again meanwhile.
+	"idle": func(w *world) {
+		w.ask(0, workspace.UpdateStart, stopping(40*time.Minute, 0))
+		w.work(30 * time.Minute)
+		w.ask(2*time.Hour, workspace.UpdateStart, workspace.StartRequest{})
+	},
 	"move": func(w *world) {
 		w.ask(0, workspace.UpdateStart, start())
 		w.ask(time.Hour, workspace.UpdateMove, workspace.MoveRequest{})

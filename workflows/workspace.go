@@ -54,6 +54,9 @@ func (w *entity) setup(ctx workflow.Context, input workspace.Input) error {
 			return err
 		}
 	}
+	if w.state.Watch != nil && !w.stopsByItself(ctx) {
+		w.state.Watch = nil
+	}
 	if err := workflow.SetQueryHandlerWithOptions(ctx, workspace.QueryState, func() (workspace.State, error) {
 		return w.view(), nil
 	}, workflow.QueryHandlerOptions{Description: "everything known about the workspace"}); err != nil {
@@ -98,6 +101,10 @@ func (w *entity) run(ctx workflow.Context) error {
 			if len(w.queue) == 0 && !w.lookDue(ctx) {
 				return workflow.NewContinueAsNewError(ctx, workspace.WorkspaceWorkflow, workspace.Input{Name: w.state.Name, State: &w.state})
 			}
+		case w.stopDue(ctx):
+			if err := w.stopByItself(ctx); err != nil {
+				return err
+			}
 		case w.snapshotDue(ctx):
 			if err := w.perform(ctx, w.snapshotCommand(ctx)); err != nil {
 				return err
@@ -124,6 +131,9 @@ func (w *entity) idle(ctx workflow.Context) error {
 	}
 	if find, ok := w.nextFind(); ok && (due.IsZero() || find.Before(due)) {
 		due, what = find, "look for the instance again"
+	}
+	if stop := w.nextStop(ctx); !stop.IsZero() && (due.IsZero() || stop.Before(due)) {
+		due, what = stop, "see whether it is to be stopped by itself"
 	}
 	if due.IsZero() {
 		return workflow.Await(ctx, asked)
@@ -212,7 +222,12 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 		(operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt || operation.Kind == workspace.OperationFind || operation.Kind == workspace.OperationSalvage) {
 		w.state.Recent = append([]workspace.Operation(nil), w.state.Recent[:last]...) // the same again is told once
 	}
-	w.state.Recent = append(w.state.Recent, *operation)
+	w.remember(*operation)
+}
+
+// remember adds to the recent operations.
+func (w *entity) remember(operation workspace.Operation) {
+	w.state.Recent = append(w.state.Recent, operation)
 	if extra := len(w.state.Recent) - workspace.MaxRecent; extra > 0 {
 		w.state.Recent = append([]workspace.Operation(nil), w.state.Recent[extra:]...)
 	}

@@ -55,6 +55,9 @@ type Explanation struct {
 	// RecoveryPoint is what a lost node would cost; nil when nothing runs.
 	RecoveryPoint *RecoveryPoint `json:"recovery_point,omitempty"`
 
+	// StopAhead is when it is stopped by itself; nil when nothing stops it.
+	StopAhead *StopAhead `json:"stop_ahead,omitempty"`
+
 	FailedHooks []HookResult `json:"failed_hooks,omitempty"` // that failed the last time that they ran
 
 	Safe []string `json:"safe"` // where the content is, newest first
@@ -83,6 +86,7 @@ func Explain(state State, pending []PendingActivity, now time.Time) Explanation 
 	}
 	explainBlock(&e, state)
 	e.RecoveryPoint = RecoveryPointOf(state, now)
+	e.StopAhead = StopAheadOf(state, now)
 	for _, result := range state.Hooks {
 		if result.Failed() {
 			e.FailedHooks = append(e.FailedHooks, result)
@@ -346,6 +350,9 @@ func can(state State, e Explanation) []Action {
 		download()
 		return actions
 	case Running:
+		if e.StopAhead != nil {
+			add(command("keep", "--for 4h"), "has it run on, used or not, for that long")
+		}
 		add(command("shell", ""), "opens a shell in it")
 		add(command("backup", ""), "backs it up while it runs")
 		add(command("stop", ""), "backs it up and stops it")

@@ -76,7 +76,8 @@ var typedFailures = map[ErrorType]Failure{
 // nodeActivities run on a node's agent.
 var nodeActivities = map[string]bool{
 	ActivityPrepareImage: true, ActivityPrepareContent: true, ActivityStartInstance: true, ActivityStopInstance: true, ActivityFindInstance: true,
-	ActivityBackup: true, ActivityVerify: true, ActivityCommit: true, ActivityRepair: true,
+	ActivityLookAtUse: true,
+	ActivityBackup:    true, ActivityVerify: true, ActivityCommit: true, ActivityRepair: true,
 	ActivityRemoveInstance: true, ActivityDiscardInstance: true,
 }
 

@@ -81,6 +81,21 @@ type MoveRequest struct {
 	Node    string `json:"node,omitempty"` // only to this node; empty: to any other
 }
 
+// KeepRequest puts off that a running workspace is stopped by itself.
+type KeepRequest struct {
+	Subject string `json:"subject"`
+	// Seconds is for how long from now: MinKeep to MaxKeep; 0 takes an earlier one back.
+	Seconds int64 `json:"seconds"`
+}
+
+// Validate names what is wrong with the request.
+func (r KeepRequest) Validate() error {
+	if r.Seconds != 0 && (r.Seconds < int64(MinKeep/time.Second) || r.Seconds > int64(MaxKeep/time.Second)) {
+		return invalid("keep", "%s: want 1m to 720h (30 days), or off", time.Duration(r.Seconds)*time.Second)
+	}
+	return nil
+}
+
 // Target says which workspace and instance a message to an activity is for.
 type Target struct {
 	WorkspaceID string `json:"workspace_id"`
@@ -227,6 +242,17 @@ type FindInstanceInput struct {
 type FindInstanceResult struct {
 	Runs   bool   `json:"runs"`             // also while it is paused
 	Status string `json:"status,omitempty"` // of its container; empty when there is none
+}
+
+// LookAtUseInput asks a node when an instance that runs there was last used.
+type LookAtUseInput struct {
+	Target Target `json:"target"`
+}
+
+// LookAtUseResult says it as a length of time: the clocks of nodes differ.
+type LookAtUseResult struct {
+	QuietMillis int64  `json:"quiet_millis"` // since it was last used; 0 is now
+	Use         string `json:"use"`          // what that was, in words
 }
 
 // StopInstanceInput asks a node to stop an instance: nothing of it runs afterwards.

@@ -102,6 +102,7 @@ const (
 	UpdateDelete   = "delete"
 	UpdateUnstick  = "unstick"
 	UpdateMove     = "move"
+	UpdateKeep     = "keep"
 	UpdateRegister = "register"
 	UpdateOrder    = "order"
 
@@ -127,6 +128,7 @@ const (
 	ActivityStartInstance   = "StartInstance"
 	ActivityStopInstance    = "StopInstance"
 	ActivityFindInstance    = "FindInstance"
+	ActivityLookAtUse       = "LookAtUse"
 	ActivityBackup          = "Backup"
 	ActivityVerify          = "Verify"
 	ActivityCommit          = "Commit"

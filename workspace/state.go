@@ -69,6 +69,8 @@ type State struct {
 	Loss *Loss `json:"loss,omitempty"`
 	// Look is set while it is not known whether the instance still runs.
 	Look *Look `json:"look,omitempty"`
+	// Watch is what is known of how it is used, while its StopPolicy may stop it.
+	Watch *Watch `json:"watch,omitempty"`
 	// Recovery is what the last loss of a node cost, until the workspace is stopped or started again.
 	Recovery *Recovery `json:"recovery,omitempty"`
 }
@@ -195,6 +197,8 @@ const (
 	OperationDelete  OperationKind = "delete"
 	OperationUnstick OperationKind = "unstick"
 	OperationMove    OperationKind = "move"
+	// OperationKeep puts a stop by itself off. It is done when it is accepted.
+	OperationKeep OperationKind = "keep"
 	// OperationRecover goes on elsewhere from the newest verified snapshot, after its node was lost.
 	OperationRecover OperationKind = "recover"
 	// OperationSalvage saves what an instance that was replaced still had.
@@ -219,6 +223,8 @@ type Operation struct {
 	Ended  time.Time     `json:"ended,omitzero"`
 	Step   Step          `json:"step,omitempty"`
 	Detail string        `json:"detail,omitempty"` // what the step does, in words
+	// Cause is set when no person asked for it: why it was begun, in words.
+	Cause string `json:"cause,omitempty"`
 	// Halted is when a move began to stop the instance: until Ended nobody could work in it.
 	Halted time.Time `json:"halted,omitzero"`
 	// Failed, ErrorType and Error are set when it ended without doing what was asked. What stays true is in Reason.

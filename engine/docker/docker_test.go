@@ -351,3 +351,47 @@ func TestUnavailable(t *testing.T) {
 	_, err = e.Create(t.Context(), engine.Spec{Name: "name", Image: "image", ContentDir: t.TempDir()})
 	require.ErrorIs(t, err, engine.ErrUnavailable)
 }
+
+// What the kernel counts in sum and by kind is counted once; a machine that counts nothing of a disk gives no entries.
+func TestIOBytes(t *testing.T) {
+	require.Zero(t, ioBytes(container.StatsResponse{}))
+	var sample container.StatsResponse
+	for op, value := range map[string]uint64{"Read": 1, "Write": 2, "Sync": 1, "Async": 2, "Discard": 0, "Total": 3} {
+		sample.BlkioStats.IoServiceBytesRecursive = append(sample.BlkioStats.IoServiceBytesRecursive, container.BlkioStatEntry{Op: op, Value: value})
+	}
+	sample.BlkioStats.IoServiceBytesRecursive = append(sample.BlkioStats.IoServiceBytesRecursive,
+		container.BlkioStatEntry{Op: "read", Value: 10}, container.BlkioStatEntry{Op: "write", Value: 20}) // cgroup v2
+	sample.Networks = map[string]container.NetworkStats{"eth0": {RxBytes: 100, TxBytes: 200}, "eth1": {TxBytes: 1000}}
+	require.EqualValues(t, 1333, ioBytes(sample))
+}
+
+func TestWorkCountsTheNetwork(t *testing.T) {
+	repository, made := madeImage(t)
+	e := open(t, Options{HostImage: repository, DefaultImage: "-"})
+	id, err := e.Create(t.Context(), engine.Spec{
+		Name: "holdfast-test-" + randomName(t), Image: made.Reference, ContentDir: t.TempDir(), Labels: map[string]string{engine.LabelNode: "test"},
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		require.NoError(t, e.Stop(ctx, id, 0))
+		require.NoError(t, e.Remove(ctx, id))
+	})
+	require.NoError(t, e.Start(t.Context(), id))
+	require.NoError(t, e.Ready(t.Context(), id))
+	found, err := e.client.ContainerInspect(t.Context(), id)
+	require.NoError(t, err)
+	gateway := found.NetworkSettings.Networks["bridge"].Gateway
+	require.NotEmpty(t, gateway)
+	before, err := e.Work(t.Context(), id)
+	require.NoError(t, err)
+	code, err := e.Exec(t.Context(), id, engine.ExecSpec{Command: []string{"bash", "-c",
+		"for i in $(seq 100); do head -c 1000 /dev/zero > /dev/udp/" + gateway + "/9; done"}})
+	require.NoError(t, err)
+	require.Zero(t, code)
+	require.Eventually(t, func() bool {
+		after, err := e.Work(t.Context(), id)
+		return err == nil && after.IOBytes >= before.IOBytes+100_000
+	}, time.Minute, 50*time.Millisecond)
+}

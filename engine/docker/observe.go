@@ -125,21 +125,9 @@ func (e *Engine) logs(ctx context.Context, id string, options engine.LogOptions,
 
 // Stats asks once, without the engine's wait for a second sample.
 func (e *Engine) Stats(ctx context.Context, id string) (engine.Usage, error) {
-	found, err := e.inspect(ctx, id)
+	sample, err := e.sample(ctx, id)
 	if err != nil {
 		return engine.Usage{}, err
-	}
-	if !found.State.Running {
-		return engine.Usage{}, fmt.Errorf("%w: %s is %s", engine.ErrNotRunning, id, statusOf(found.State))
-	}
-	answer, err := e.client.ContainerStatsOneShot(ctx, found.ID)
-	if err != nil {
-		return engine.Usage{}, mapError("asking for the usage", err)
-	}
-	defer answer.Body.Close()
-	var sample container.StatsResponse
-	if err := json.NewDecoder(answer.Body).Decode(&sample); err != nil {
-		return engine.Usage{}, mapError("reading the usage", err)
 	}
 	memory := sample.MemoryStats.Usage
 	// Files that the kernel keeps in memory only because there is room are not used: "total_" is cgroup v1.
@@ -149,8 +137,54 @@ func (e *Engine) Stats(ctx context.Context, id string) (engine.Usage, error) {
 			break
 		}
 	}
-	return engine.Usage{
-		CPUSeconds:  float64(sample.CPUStats.CPUUsage.TotalUsage) / 1e9,
-		MemoryBytes: int64(memory), PIDs: int64(sample.PidsStats.Current),
-	}, nil
+	return engine.Usage{CPUSeconds: cpuSeconds(sample), MemoryBytes: int64(memory), PIDs: int64(sample.PidsStats.Current)}, nil
+}
+
+// Work asks as Stats does. What is only written to the kernel's cache shows as CPU time, and as bytes once it reaches the
+// disk, where the kernel knows then whose it was (not with cgroup v1).
+func (e *Engine) Work(ctx context.Context, id string) (engine.Work, error) {
+	sample, err := e.sample(ctx, id)
+	if err != nil {
+		return engine.Work{}, err
+	}
+	return engine.Work{CPUSeconds: cpuSeconds(sample), IOBytes: ioBytes(sample)}, nil
+}
+
+func cpuSeconds(sample container.StatsResponse) float64 {
+	return float64(sample.CPUStats.CPUUsage.TotalUsage) / 1e9
+}
+
+// ioBytes adds up what went to and from block devices and the network.
+func ioBytes(sample container.StatsResponse) int64 {
+	var total uint64
+	for _, entry := range sample.BlkioStats.IoServiceBytesRecursive {
+		// "Total" and, with cgroup v1, "Sync" and "Async" count the same bytes once more.
+		if strings.EqualFold(entry.Op, "read") || strings.EqualFold(entry.Op, "write") {
+			total += entry.Value
+		}
+	}
+	for _, network := range sample.Networks {
+		total += network.RxBytes + network.TxBytes
+	}
+	return int64(total)
+}
+
+func (e *Engine) sample(ctx context.Context, id string) (container.StatsResponse, error) {
+	found, err := e.inspect(ctx, id)
+	if err != nil {
+		return container.StatsResponse{}, err
+	}
+	if !found.State.Running {
+		return container.StatsResponse{}, fmt.Errorf("%w: %s is %s", engine.ErrNotRunning, id, statusOf(found.State))
+	}
+	answer, err := e.client.ContainerStatsOneShot(ctx, found.ID)
+	if err != nil {
+		return container.StatsResponse{}, mapError("asking for the usage", err)
+	}
+	defer answer.Body.Close()
+	var sample container.StatsResponse
+	if err := json.NewDecoder(answer.Body).Decode(&sample); err != nil {
+		return container.StatsResponse{}, mapError("reading the usage", err)
+	}
+	return sample, nil
 }

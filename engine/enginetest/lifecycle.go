@@ -141,6 +141,8 @@ func badInput(t *testing.T, b *bench) {
 		require.ErrorIs(t, b.engine.Logs(ctx, id, engine.LogOptions{}, &bytes.Buffer{}), engine.ErrNotFound, "%q", id)
 		_, err = b.engine.Stats(ctx, id)
 		require.ErrorIs(t, err, engine.ErrNotFound, "%q", id)
+		_, err = b.engine.Work(ctx, id)
+		require.ErrorIs(t, err, engine.ErrNotFound, "%q", id)
 	}
 	ended, cancel := context.WithCancel(ctx)
 	cancel()

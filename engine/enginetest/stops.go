@@ -102,6 +102,8 @@ func pauseAndStop(t *testing.T, b *bench) {
 	require.Error(t, err)
 	_, err = b.engine.Stats(ctx, id)
 	require.NoError(t, err)
+	_, err = b.engine.Work(ctx, id)
+	require.NoError(t, err)
 	for range 2 {
 		require.NoError(t, b.engine.Unpause(ctx, id))
 	}

@@ -29,6 +29,8 @@ type Factory struct {
 	Private bool
 	// OtherOwners says that processes inside can make files of other owners.
 	OtherOwners bool
+	// CountsFiles says that Work counts what goes through files at once, whatever they lie on.
+	CountsFiles bool
 	// SameOutput says that commands' output takes the same way as in a variant of the engine that runs the whole suite: the
 	// two tests that spend seconds on waiting for that to go wrong are left out.
 	SameOutput bool
@@ -60,6 +62,7 @@ func Run(t *testing.T, factory Factory) {
 		{name: "SecretsStaySecret", run: secretsStaySecret},
 		{name: "EngineRestart", run: engineRestart},
 		{name: "Stats", run: stats},
+		{name: "Work", run: work},
 	} {
 		if test.output && factory.SameOutput {
 			continue

@@ -271,17 +271,21 @@ func (s cgroupSet) remove() {
 	s.walk(func(dir string) { _ = os.Remove(dir) })
 }
 
-// usage gives CPU seconds and memory where a cgroup counts them.
-func (s cgroupSet) usage() (cpu float64, cpuKnown bool, memory int64, memoryKnown bool) {
+// cpu gives CPU seconds where a cgroup counts them.
+func (s cgroupSet) cpu() (float64, bool) {
 	if usec, ok := s.field(unified, "cpu.stat", "usage_usec"); ok {
-		cpu, cpuKnown = float64(usec)/1e6, true
-	} else if nsec, ok := s.number("cpuacct", "cpuacct.usage"); ok {
-		cpu, cpuKnown = float64(nsec)/1e9, true
+		return float64(usec) / 1e6, true
 	}
-	if memory, memoryKnown = s.number("memory", "memory.usage_in_bytes"); !memoryKnown {
-		memory, memoryKnown = s.number(unified, "memory.current")
+	nsec, ok := s.number("cpuacct", "cpuacct.usage")
+	return float64(nsec) / 1e9, ok
+}
+
+// memory gives bytes where a cgroup counts them.
+func (s cgroupSet) memory() (int64, bool) {
+	if bytes, ok := s.number("memory", "memory.usage_in_bytes"); ok {
+		return bytes, true
 	}
-	return cpu, cpuKnown, memory, memoryKnown
+	return s.number(unified, "memory.current")
 }
 
 // oomKilled says whether the kernel killed a process of the run for want of memory.

@@ -91,34 +91,64 @@ func (e *Engine) probe(ctx context.Context, found *instance) error {
 
 // Stats adds up what the instance's processes use; where a cgroup counts, also what ended ones used.
 func (e *Engine) Stats(ctx context.Context, id string) (engine.Usage, error) {
-	if err := ctx.Err(); err != nil {
-		return engine.Usage{}, err
-	}
-	found, err := e.load(id)
-	if err != nil {
-		return engine.Usage{}, err
-	}
-	if found.status != engine.StatusRunning && found.status != engine.StatusPaused {
-		return engine.Usage{}, fmt.Errorf("%w: %s is %s", engine.ErrNotRunning, found.record.Spec.Name, found.status)
-	}
-	members, err := found.members()
+	found, members, err := e.running(ctx, id)
 	if err != nil {
 		return engine.Usage{}, err
 	}
 	var usage engine.Usage
-	var ticks uint64
 	for _, current := range members {
-		ticks += current.ticks
 		usage.MemoryBytes += current.residentPages * int64(os.Getpagesize())
 		usage.PIDs += current.threads
 	}
-	usage.CPUSeconds = float64(ticks) / ticksPerSecond
-	cpu, cpuKnown, memory, memoryKnown := cgroupSet(found.run.Cgroups).usage()
-	if cpuKnown {
-		usage.CPUSeconds = cpu
-	}
-	if memoryKnown {
+	usage.CPUSeconds = found.cpuSeconds(members)
+	if memory, ok := cgroupSet(found.run.Cgroups).memory(); ok {
 		usage.MemoryBytes = memory
 	}
 	return usage, nil
+}
+
+// Work adds up what the instance's processes have done. The bytes are those of the processes that are there and of the
+// children that they waited for: no cgroup counts what goes through the kernel's cache on every machine.
+func (e *Engine) Work(ctx context.Context, id string) (engine.Work, error) {
+	found, members, err := e.running(ctx, id)
+	if err != nil {
+		return engine.Work{}, err
+	}
+	work := engine.Work{CPUSeconds: found.cpuSeconds(members)}
+	for pid := range members {
+		// One that has ended meanwhile is told by the next count. What another user's process did may not be readable
+		// without privileges; its CPU time is.
+		if bytes, err := readIO(pid); err == nil {
+			work.IOBytes += bytes
+		}
+	}
+	return work, nil
+}
+
+// running loads an instance that runs, or is paused, and its processes.
+func (e *Engine) running(ctx context.Context, id string) (*instance, map[int]stat, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	found, err := e.load(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if found.status != engine.StatusRunning && found.status != engine.StatusPaused {
+		return nil, nil, fmt.Errorf("%w: %s is %s", engine.ErrNotRunning, found.record.Spec.Name, found.status)
+	}
+	members, err := found.members()
+	return found, members, err
+}
+
+// cpuSeconds is the CPU time of the processes; where a cgroup counts, also that of ended ones.
+func (i *instance) cpuSeconds(members map[int]stat) float64 {
+	if seconds, ok := cgroupSet(i.run.Cgroups).cpu(); ok {
+		return seconds
+	}
+	var ticks uint64
+	for _, current := range members {
+		ticks += current.ticks
+	}
+	return float64(ticks) / ticksPerSecond
 }

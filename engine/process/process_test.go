@@ -43,7 +43,7 @@ func requireTool(t *testing.T, name string, have bool) {
 
 func factory(t *testing.T, change func(*process.Options)) enginetest.Factory {
 	root := t.TempDir()
-	return enginetest.Factory{Private: true, OtherOwners: os.Geteuid() == 0, Open: func(t *testing.T) engine.Engine {
+	return enginetest.Factory{Private: true, CountsFiles: true, OtherOwners: os.Geteuid() == 0, Open: func(t *testing.T) engine.Engine {
 		options := process.Options{Root: root}
 		if change != nil {
 			change(&options)

@@ -73,6 +73,38 @@ func parseStat(data []byte) (stat, error) {
 	return out, err
 }
 
+// readIO gives the bytes that a process, all its threads and the children that it waited for have read and written, also
+// from and to the kernel's cache.
+func readIO(pid int) (int64, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/io")
+	if err != nil {
+		return 0, err
+	}
+	return parseIO(data)
+}
+
+// parseIO follows proc(5).
+func parseIO(data []byte) (int64, error) {
+	var total int64
+	seen := 0
+	for line := range bytes.Lines(data) {
+		name, value, _ := bytes.Cut(bytes.TrimSpace(line), []byte(": "))
+		if string(name) != "rchar" && string(name) != "wchar" {
+			continue
+		}
+		n, err := strconv.ParseInt(string(value), 10, 64)
+		if err != nil || n < 0 {
+			return 0, fmt.Errorf("a /proc io line %q", line)
+		}
+		total += n
+		seen++
+	}
+	if seen != 2 {
+		return 0, errors.New("a /proc io file without both counts")
+	}
+	return total, nil
+}
+
 func bootID() string {
 	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -274,6 +274,16 @@ func TestParseStat(t *testing.T) {
 }
 
 // TestDead: a process whose first thread has ended is not dead before the others are.
+func TestParseIO(t *testing.T) {
+	got, err := parseIO([]byte("rchar: 1948\nwchar: 5\nsyscr: 7\nsyscw: 0\nread_bytes: 4096\nwrite_bytes: 0\ncancelled_write_bytes: 0\n"))
+	require.NoError(t, err)
+	require.EqualValues(t, 1953, got)
+	for _, bad := range []string{"", "rchar: 1\n", "rchar: 1\nwchar: x\n", "rchar: 1\nwchar: -1\n", "rchar: 1\nwchar: 99999999999999999999\n"} {
+		_, err := parseIO([]byte(bad))
+		require.Error(t, err, "%q", bad)
+	}
+}
+
 func TestDead(t *testing.T) {
 	for text, want := range map[string]bool{"Z 1": true, "X 0": true, "Z 0": true, "Z 2": false, "S 1": false, "T 3": false, "D 1": false} {
 		state, threads, _ := strings.Cut(text, " ")

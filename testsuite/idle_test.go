@@ -35,6 +35,12 @@ func TestIdleStop(t *testing.T) {
 			must(t, s, 0, nil, "keep", "busy", "--for", "2m") // so that it is asked about after two of the node's looks
 			must(t, s, 0, nil, "start", "web", "--from-dir", fidelityTree(t), "--idle-stop", "90s", "--snapshot-every", "off")
 			must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "echo edited > work.txt")
+			if engine == "docker" {
+				for _, name := range []string{"busy", "web"} {
+					id := show(t, s, name).ID
+					t.Cleanup(func() { removeContainers(t, id) })
+				}
+			}
 			_, content := contentDir(t, s, "web")
 			before := manifest(t, content)
 			must(t, s, 0, []string{"when it is not used for 1m30s", "not before"}, "show", "web")

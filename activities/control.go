@@ -39,6 +39,8 @@ type Control struct {
 	fleet fleetView
 	// sweepPatience is shorter in tests.
 	sweepPatience time.Duration
+	// drainPoll is shorter in tests.
+	drainPoll time.Duration
 }
 
 // perStore bounds how long one look at all stores takes, so that one that hangs does not take the others' answer with it.

@@ -21,6 +21,7 @@ func RegisterControl(registry worker.ActivityRegistry, c *Control) {
 		workspace.ActivityDescribeControl:  c.DescribeControl,
 		workspace.ActivityAnnounceNode:     c.AnnounceNode,
 		workspace.ActivityLookAtNode:       c.LookAtNode,
+		workspace.ActivityDrainNode:        c.DrainNode,
 	})
 }
 

@@ -357,7 +357,7 @@ func (t *temporalControl) Nodes(ctx context.Context) ([]listedNode, error) {
 				return ctx.Err()
 			}
 			lines[i] = listedNode{Name: lines[i].Name, Phase: string(state.Phase), Since: state.Since, Epoch: state.Epoch,
-				Engine: state.Info.Engine, Address: state.Info.Address, Version: state.Info.Version, Reason: nodeReason(state)}
+				Engine: state.Info.Engine, Address: state.Info.Address, Version: state.Info.Version, Reason: nodeReason(state, time.Now())}
 			return nil
 		})
 	}
@@ -368,16 +368,19 @@ func (t *temporalControl) Nodes(ctx context.Context) ([]listedNode, error) {
 	return lines, nil
 }
 
-// nodeReason is why a node is what it is, and that it was cordoned.
-func nodeReason(state workspace.NodeState) string {
-	switch {
-	case state.Cordoned == "":
-		return state.Reason
-	case state.Reason == "":
-		return "cordoned by " + state.Cordoned
-	default:
-		return state.Reason + "; cordoned by " + state.Cordoned
+// nodeReason is why a node is what it is, that it was cordoned, and how far its drain is.
+func nodeReason(state workspace.NodeState, now time.Time) string {
+	var reasons []string
+	if state.Reason != "" {
+		reasons = append(reasons, state.Reason)
 	}
+	if state.Cordoned != "" {
+		reasons = append(reasons, "cordoned by "+state.Cordoned)
+	}
+	if state.Drain.Active() {
+		reasons = append(reasons, state.Drain.Words(now))
+	}
+	return strings.Join(reasons, "; ")
 }
 
 func (t *temporalControl) Node(ctx context.Context, name string) (workspace.NodeState, error) {

@@ -370,6 +370,12 @@ func (p *program) why(c *cli.Context) error {
 			return err
 		}
 		e := workspace.Explain(state, pending, p.now())
+		if state.Instance != nil {
+			// For display only: a node that cannot be asked about keeps nobody from the rest.
+			if node, err := control.Node(ctx, state.Instance.Node); err == nil {
+				e.Drain = node.Drain.Of(name)
+			}
+		}
 		if asJSON {
 			return printJSON(p.stdout, e)
 		}
@@ -393,6 +399,7 @@ func renderExplanation(w io.Writer, e workspace.Explanation, now time.Time, colo
 		writeField(w, "next try", "in "+ago(e.NextRetry.Sub(now))+", at "+moment(e.NextRetry))
 	}
 	writeField(w, "so far", e.Far)
+	writeField(w, "drain", e.Drain)
 	renderRecoveryPoint(w, e.RecoveryPoint, now)
 	if e.StopAhead != nil {
 		renderStopAhead(w, e.StopAhead.Policy, e.StopAhead, now)

@@ -187,7 +187,8 @@ func (w *world) register(registry activityRegistry) {
 		return do(w, workspace.ActivityPlace, func() (workspace.PlaceResult, error) {
 			for _, node := range []string{nodeOne, nodeTwo} {
 				excluded := strings.Contains(strings.Join(input.Exclude, " "), node)
-				if !excluded && w.nodes[node].Phase == workspace.NodeReady && (input.Only == "" || input.Only == node) {
+				free := input.Only == "" && w.nodes[node].Cordoned == ""
+				if !excluded && w.nodes[node].Phase == workspace.NodeReady && (free || input.Only == node) {
 					return workspace.PlaceResult{Node: node, Recipient: "age1" + node}, nil
 				}
 			}

@@ -25,6 +25,9 @@ func (w *entity) validateMove(request workspace.MoveRequest) error {
 			return badInput(err)
 		}
 	}
+	if err := w.validateFrom(request.From); err != nil {
+		return err
+	}
 	switch {
 	case w.waitingFor(workspace.OperationMove):
 		return w.refuse("it is being moved already; follow it with `holdfast why %s`", w.state.Name)
@@ -49,6 +52,9 @@ func (w *entity) move(ctx workflow.Context, request *workspace.MoveRequest) erro
 	from := instance.Node
 	if from == request.Node {
 		return &refusalError{workspace.ErrorRefused, fmt.Sprintf("workspace %s is running on node %s", w.state.Name, from)}
+	}
+	if err := w.leftMeanwhile(request.From); err != nil {
+		return err
 	}
 	if w.somethingElseIsWanted() {
 		return w.gaveWay("it was not begun")

@@ -31,6 +31,8 @@ type lessor struct {
 	ignored int
 	// looks says whether the node's workspaces are told of every new start of its agent.
 	looks bool
+	// orders counts what people have said of it.
+	orders int
 	// leased is the start of the agent that took the newest lease; an announcement alone is none.
 	leased string
 }
@@ -88,6 +90,7 @@ func (n *lessor) run(ctx workflow.Context) error {
 	})
 	n.looks = workflow.GetVersion(ctx, "every-incarnation-is-told", workflow.DefaultVersion, 1) >= 1
 	n.announce(ctx)
+	n.drains(ctx)
 	var public workspace.ControlInfo
 	if err := workflow.ExecuteActivity(control(ctx, "what the control side makes public"), workspace.ActivityDescribeControl).Get(ctx, &public); err != nil {
 		return err
@@ -210,5 +213,14 @@ func (n *lessor) enter(ctx workflow.Context, phase workspace.NodePhase, reason s
 	}
 	n.state.Phase, n.state.Reason, n.state.Since = phase, reason, workflow.Now(ctx)
 	_ = workflow.UpsertTypedSearchAttributes(ctx, attributeKind.ValueSet("node"), attributeState.ValueSet(string(phase)))
-	workflow.SetCurrentDetails(ctx, fmt.Sprintf("### node %s: %s\n- %s\n- %s engine, data port %s\n", n.state.Info.Name, phase, reason, n.state.Info.Engine, n.state.Info.Address))
+	n.describeNow(ctx)
+}
+
+// describeNow writes the details that Temporal's Web UI shows; they cost no history event.
+func (n *lessor) describeNow(ctx workflow.Context) {
+	text := fmt.Sprintf("### node %s: %s\n- %s\n- %s engine, data port %s\n", n.state.Info.Name, n.state.Phase, n.state.Reason, n.state.Info.Engine, n.state.Info.Address)
+	if n.state.Drain != nil {
+		text += "- " + n.state.Drain.Words(workflow.Now(ctx)) + "\n"
+	}
+	workflow.SetCurrentDetails(ctx, text)
 }

@@ -59,6 +59,7 @@ func (n *lessor) lose(ctx workflow.Context) {
 	now := workflow.Now(ctx)
 	n.state.Loss = &workspace.NodeLoss{At: now, Heard: n.state.Heard, Epoch: n.state.Epoch}
 	n.state.LostAt = now
+	n.endDrain(ctx, workspace.DrainNodeLost, "the node was lost; what was still there recovers by itself, as far as it is backed up")
 }
 
 // returned ends a loss: the node has its lease again.

@@ -131,12 +131,16 @@ func TestNodeThatReturnsWhileItsWorkspacesAreTold(t *testing.T) {
 
 // order gives a person's order at a time and returns the refusal, if any.
 func (a *agents) order(at time.Duration, kind workspace.NodeOrderKind, subject string) *error {
+	return a.give(at, workspace.NodeOrder{Kind: kind, Subject: subject})
+}
+
+func (a *agents) give(at time.Duration, order workspace.NodeOrder) *error {
 	rejected := new(error)
 	*rejected = errors.New("was never asked")
 	a.environment.RegisterDelayedCallback(func() {
-		a.environment.UpdateWorkflow(workspace.UpdateOrder, fmt.Sprint(kind, at), &testsuite.TestUpdateCallback{
+		a.environment.UpdateWorkflow(workspace.UpdateOrder, fmt.Sprint(order.Kind, at), &testsuite.TestUpdateCallback{
 			OnAccept: func() { *rejected = nil }, OnReject: func(err error) { *rejected = err }, OnComplete: func(any, error) {},
-		}, workspace.NodeOrder{Kind: kind, Subject: subject})
+		}, order)
 	}, at)
 	return rejected
 }

@@ -15,6 +15,7 @@ func (n *lessor) handleOrders(ctx workflow.Context) error {
 	return workflow.SetUpdateHandlerWithOptions(ctx, workspace.UpdateOrder,
 		func(ctx workflow.Context, order workspace.NodeOrder) (workspace.NodeState, error) {
 			by := order.Subject
+			n.orders++
 			switch order.Kind {
 			case workspace.OrderDead:
 				n.lose(ctx)
@@ -26,11 +27,16 @@ func (n *lessor) handleOrders(ctx workflow.Context) error {
 				n.state.Cordoned = by
 			case workspace.OrderUncordon:
 				n.state.Cordoned = ""
+				n.endDrain(ctx, workspace.DrainCancelled, by+" uncordoned the node")
+			case workspace.OrderDrain:
+				n.beginDrain(ctx, by, order.Drain)
+			case workspace.OrderUndrain:
+				n.endDrain(ctx, workspace.DrainCancelled, by+" ended it; the node stays cordoned")
 			}
 			return n.state, nil
 		},
 		workflow.UpdateHandlerOptions{
-			Description: "a person says something of the node: dead, proceed, cordon, uncordon",
+			Description: "a person says something of the node: dead, proceed, cordon, uncordon, drain, undrain",
 			Validator:   n.validateOrder,
 		})
 }
@@ -52,8 +58,21 @@ func (n *lessor) validateOrder(order workspace.NodeOrder) error {
 			return refuse("it is %s and not lost: there is nothing to proceed with", n.state.Phase)
 		}
 	case workspace.OrderCordon, workspace.OrderUncordon:
+	case workspace.OrderDrain:
+		if order.Drain != nil {
+			if err := order.Drain.Validate(); err != nil {
+				return badInput(err)
+			}
+		}
+		if n.state.Loss != nil {
+			return refuse("it is lost: there is nothing to move from it; what was there recovers by itself, and `holdfast node cordon %s` keeps it empty when it returns", n.state.Info.Name)
+		}
+	case workspace.OrderUndrain:
+		if !n.state.Drain.Active() {
+			return refuse("it is not being drained")
+		}
 	default:
-		return badInput(fmt.Errorf("order %q: want dead, proceed, cordon or uncordon", order.Kind))
+		return badInput(fmt.Errorf("order %q: want dead, proceed, cordon, uncordon, drain or undrain", order.Kind))
 	}
 	return nil
 }

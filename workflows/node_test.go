@@ -32,6 +32,8 @@ type agents struct {
 	mutex  sync.Mutex
 	news   []workspace.NodeNews // that the node's workspaces were told
 	newsAt []time.Duration
+	drains []workspace.DrainInput // the rounds that were begun
+	round  func(context.Context, workspace.DrainInput) (workspace.DrainResult, error)
 }
 
 // ending is how an offer ends.
@@ -70,6 +72,15 @@ func newAgents(t *testing.T, script ...ending) *agents {
 		a.newsAt = append(a.newsAt, a.environment.Now().Sub(a.begin))
 		return workspace.AnnounceResult{Told: 1}, nil
 	}, activity.RegisterOptions{Name: workspace.ActivityAnnounceNode})
+	a.environment.RegisterActivityWithOptions(func(ctx context.Context, input workspace.DrainInput) (workspace.DrainResult, error) {
+		a.mutex.Lock()
+		a.drains = append(a.drains, input)
+		a.mutex.Unlock()
+		if a.round == nil {
+			return workspace.DrainResult{}, nil
+		}
+		return a.round(ctx, input)
+	}, activity.RegisterOptions{Name: workspace.ActivityDrainNode})
 	a.environment.RegisterActivityWithOptions(func(context.Context, workspace.LeaseInput) (workspace.LeaseResult, error) {
 		return workspace.LeaseResult{}, errors.New("not mocked")
 	}, activity.RegisterOptions{Name: workspace.ActivityHoldLease})

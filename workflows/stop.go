@@ -15,6 +15,9 @@ import (
 // stop stops the instance through a backup (A1). It is acknowledged when the policy's stores hold a verified final
 // snapshot that is committed; then, and only when all stores hold it, the instance and its content are removed.
 func (w *entity) stop(ctx workflow.Context, request *workspace.StopRequest) error {
+	if err := w.leftMeanwhile(request.From); err != nil {
+		return err
+	}
 	target, sequence, ok := w.stoppable()
 	if !ok && w.state.Phase == workspace.Recovering {
 		w.state.Loss = nil

@@ -166,6 +166,9 @@ func (w *entity) validateStop(request workspace.StopRequest) error {
 			return badInput(err)
 		}
 	}
+	if err := w.validateFrom(request.From); err != nil {
+		return err
+	}
 	switch {
 	case w.waitingFor(workspace.OperationStop):
 		return w.refuse("it is being stopped already; follow it with `holdfast why %s`", w.state.Name)
@@ -175,6 +178,28 @@ func (w *entity) validateStop(request workspace.StopRequest) error {
 		return w.refuse("it is not running (%s)", w.state.Phase)
 	}
 	return nil
+}
+
+// validateFrom refuses what a drain asks for when it is no longer so, or a person's command would be cut or put off by it.
+func (w *entity) validateFrom(node string) error {
+	if node == "" {
+		return nil
+	}
+	if busy, is := w.view().BusyWith(); is {
+		return w.refuse("its %s goes first", busy.Kind)
+	}
+	if w.state.Phase != workspace.Running || w.state.Instance == nil || w.state.Instance.Node != node {
+		return w.refuse("it is not running on node %s (%s)", node, w.state.Phase)
+	}
+	return nil
+}
+
+// leftMeanwhile refuses it when what was under way when it was accepted has taken the workspace elsewhere.
+func (w *entity) leftMeanwhile(node string) error {
+	if node == "" || w.state.Instance != nil && w.state.Instance.Node == node {
+		return nil
+	}
+	return &refusalError{workspace.ErrorRefused, fmt.Sprintf("workspace %s is not on node %s any more", w.state.Name, node)}
 }
 
 func (w *entity) acceptBackup(ctx workflow.Context, _ workspace.BackupRequest) (workspace.Accepted, error) {

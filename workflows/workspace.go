@@ -219,7 +219,7 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 		return // told in Protection and in Look: hundreds a day would push out what people asked for
 	}
 	if last := len(w.state.Recent) - 1; last >= 0 && operation.Failed && w.state.Recent[last].Kind == operation.Kind && w.state.Recent[last].Error == operation.Error &&
-		(operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt || operation.Kind == workspace.OperationFind || operation.Kind == workspace.OperationSalvage) {
+		(operation.OfDrain() || operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt || operation.Kind == workspace.OperationFind || operation.Kind == workspace.OperationSalvage) {
 		w.state.Recent = append([]workspace.Operation(nil), w.state.Recent[:last]...) // the same again is told once
 	}
 	w.remember(*operation)

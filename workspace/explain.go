@@ -57,6 +57,8 @@ type Explanation struct {
 
 	// StopAhead is when it is stopped by itself; nil when nothing stops it.
 	StopAhead *StopAhead `json:"stop_ahead,omitempty"`
+	// Drain is what the drain of its node does about it. Explain does not know it.
+	Drain string `json:"drain,omitempty"`
 
 	FailedHooks []HookResult `json:"failed_hooks,omitempty"` // that failed the last time that they ran
 

@@ -49,6 +49,9 @@ type StopRequest struct {
 	AcceptOmissions string `json:"accept_omissions,omitempty"`
 	// SkipHooks stops it without its pre-stop hook.
 	SkipHooks bool `json:"skip_hooks,omitempty"`
+	// From, when set, is for a stop that nobody waits for: only what runs on this node, and only while nothing else was
+	// asked of it.
+	From string `json:"from,omitempty"`
 }
 
 // BackupRequest snapshots a running workspace.
@@ -79,6 +82,8 @@ type UnstickRequest struct {
 type MoveRequest struct {
 	Subject string `json:"subject"`
 	Node    string `json:"node,omitempty"` // only to this node; empty: to any other
+	// From is as in StopRequest: what a person has moved meanwhile is not moved again.
+	From string `json:"from,omitempty"`
 }
 
 // KeepRequest puts off that a running workspace is stopped by itself.

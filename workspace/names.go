@@ -122,6 +122,7 @@ const (
 	ActivityDescribeControl  = "DescribeControl"
 	ActivityAnnounceNode     = "AnnounceNode"
 	ActivityLookAtNode       = "LookAtNode"
+	ActivityDrainNode        = "DrainNode"
 
 	ActivityPrepareImage    = "PrepareImage"
 	ActivityPrepareContent  = "PrepareContent"

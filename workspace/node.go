@@ -49,6 +49,8 @@ type NodeState struct {
 	AwayAt time.Time `json:"away_at,omitzero"`
 	// Cordoned names who said that nothing new is to be placed on it; empty when it may.
 	Cordoned string `json:"cordoned,omitempty"`
+	// Drain is the newest drain of the node, also one that has ended.
+	Drain *NodeDrain `json:"drain,omitempty"`
 	// Announced is what the node's workspaces were last told to the end.
 	Announced NodeNews `json:"announced,omitzero"`
 }
@@ -89,13 +91,17 @@ const (
 	OrderDead     NodeOrderKind = "dead"     // it does not come back
 	OrderProceed  NodeOrderKind = "proceed"  // its workspaces move although the brake would hold them
 	OrderCordon   NodeOrderKind = "cordon"   // nothing new is placed on it
-	OrderUncordon NodeOrderKind = "uncordon" //
+	OrderUncordon NodeOrderKind = "uncordon" // it may be placed on again; a drain ends
+	OrderDrain    NodeOrderKind = "drain"    // it is cordoned, and its workspaces are moved elsewhere
+	OrderUndrain  NodeOrderKind = "undrain"  // the drain ends; it stays cordoned
 )
 
 // NodeOrder is a person's word about a node.
 type NodeOrder struct {
 	Kind    NodeOrderKind `json:"kind"`
 	Subject string        `json:"subject"`
+	// Drain is for OrderDrain; nil means the defaults without a deadline.
+	Drain *DrainRequest `json:"drain,omitempty"`
 }
 
 // AnnounceResult says how many workspaces were told.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"holdfast/dataport"
@@ -185,9 +186,9 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 	for provider, err := range failed {
 		result.Notes = append(result.Notes, fmt.Sprintf("%s cannot be asked: %v", provider, err))
 	}
-	known := map[string]bool{}
+	known, timed := map[string]bool{}, map[string]bool{} // timed ones may have been forgotten
 	for _, commit := range commits {
-		known[commit.Snapshot] = true
+		known[commit.Snapshot], timed[commit.Snapshot] = true, commit.Timed
 		result.Snapshots = append(result.Snapshots, workspace.SnapshotLine{
 			Snapshot: commit.Snapshot, Time: commit.Time, Kind: commit.Kind, Token: commit.Token, Sequence: commit.Sequence,
 			Files: commit.Files, Bytes: commit.Bytes, Omitted: commit.Omitted, Providers: holders[commit.Snapshot],
@@ -197,11 +198,17 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 			result.Snapshots[len(result.Snapshots)-1].Excluded = commit.Excluded.Count
 		}
 	}
-	others, err := c.uncommitted(ctx, state.ID, known)
+	stored, err := c.stored(ctx, state.ID)
 	if err != nil {
-		result.Notes = append(result.Notes, "snapshots that no commit names could not be read: "+err.Error())
+		result.Notes = append(result.Notes, "what the stores hold could not be listed, so that snapshots which no commit names are not shown, and those which were forgotten are: "+err.Error())
+	} else {
+		for i := range stored {
+			delete(timed, stored[i].ID)
+		}
+		result.Snapshots = append(uncommitted(stored, known), slices.DeleteFunc(result.Snapshots, func(line workspace.SnapshotLine) bool {
+			return timed[line.Snapshot] && !line.Head
+		})...)
 	}
-	result.Snapshots = append(others, result.Snapshots...)
 	if extra := len(result.Snapshots) - mostSnapshots; extra > 0 {
 		result.Snapshots = result.Snapshots[extra:]
 		result.Notes = append(result.Notes, fmt.Sprintf("%d older snapshots are not shown", extra))
@@ -209,14 +216,13 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 	return result, nil
 }
 
-// uncommitted lists snapshots that no commit names: recovered ones, those of stock restic, and those whose commit was
-// never made. None of them is ever the head (invariant 3).
-func (c *Control) uncommitted(ctx context.Context, id string, known map[string]bool) ([]workspace.SnapshotLine, error) {
-	stored, err := c.Catalog.Password(ctx, id)
+// stored lists the snapshots of a workspace's repository.
+func (c *Control) stored(ctx context.Context, id string) ([]snapshot.Info, error) {
+	wrapped, err := c.Catalog.Password(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	password, err := c.Master.Unwrap(ctx, keys.PurposeRepositoryPassword, stored.Wrapped)
+	password, err := c.Master.Unwrap(ctx, keys.PurposeRepositoryPassword, wrapped.Wrapped)
 	if err != nil {
 		return nil, err
 	}
@@ -233,12 +239,14 @@ func (c *Control) uncommitted(ctx context.Context, id string, known map[string]b
 		return nil, err
 	}
 	defer repository.Close()
-	found, err := repository.Snapshots(ctx)
-	if err != nil {
-		return nil, err
-	}
+	return repository.Snapshots(ctx)
+}
+
+// uncommitted are the snapshots that no commit names: recovered ones, those of stock restic, and those whose commit was
+// never made. None of them is ever the head (invariant 3).
+func uncommitted(stored []snapshot.Info, known map[string]bool) []workspace.SnapshotLine {
 	var lines []workspace.SnapshotLine
-	for _, info := range found {
+	for _, info := range stored {
 		if known[info.ID] {
 			continue
 		}
@@ -251,5 +259,5 @@ func (c *Control) uncommitted(ctx context.Context, id string, known map[string]b
 		}
 		lines = append(lines, line)
 	}
-	return lines, nil
+	return lines
 }

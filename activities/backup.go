@@ -67,7 +67,7 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 			Hostname:  "holdfast-" + target.Name,
 			Paths:     []string{"/workspace"},
 			Time:      began,
-			Tags:      []string{"holdfast", fmt.Sprintf("token:%d", target.Token)},
+			Tags:      tagsOf(input),
 			StateFile: n.Volumes.state(target.WorkspaceID, target.Token),
 			Progress:  progress.update,
 		})
@@ -88,6 +88,15 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 	})
 	result.Hooks = around.results
 	return result, err
+}
+
+// tagsOf are the tags of a snapshot. That of a timed one says which commit is to name it (commitIn).
+func tagsOf(input workspace.BackupInput) []string {
+	tags := []string{"holdfast", fmt.Sprintf("%s%d", tagToken, input.Target.Token)}
+	if input.TimedSequence > 0 {
+		tags = append(tags, fmt.Sprintf("%s%d", tagSequence, input.TimedSequence))
+	}
+	return tags
 }
 
 // omissions counts what keeps content from being removed and carries the first of it. A socket has no content that
@@ -137,8 +146,7 @@ func (n *Node) Verify(ctx context.Context, input workspace.VerifyInput) (workspa
 	return result, classify(err)
 }
 
-func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (workspace.VerifyResult, error) {
-	result := workspace.VerifyResult{Why: map[string]string{}}
+func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (result workspace.VerifyResult, err error) {
 	stores, err := n.Catalog.StoresOf(ctx, target.WorkspaceID)
 	if err != nil {
 		return result, err
@@ -149,6 +157,12 @@ func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (
 		return result, err
 	}
 	defer repository.Close()
+	return n.verifyOn(ctx, repository, stores, target.WorkspaceID, id)
+}
+
+// verifyOn is verify with a repository that was opened on these stores.
+func (n *Node) verifyOn(ctx context.Context, repository *snapshot.Repository, stores []storage.Provider, workspaceID, id string) (workspace.VerifyResult, error) {
+	result := workspace.VerifyResult{Why: map[string]string{}}
 	failures, err := repository.VerifyStored(ctx, id)
 	if errors.Is(err, storage.ErrNotFound) || errors.Is(err, snapshot.ErrNoSnapshot) {
 		// Every store answered that it lacks what the look itself has to read. Backing up again mends that, looking again
@@ -160,7 +174,7 @@ func (n *Node) verify(ctx context.Context, target workspace.Target, id string) (
 	}
 	unreachable := map[string]error{}
 	for _, provider := range stores {
-		failure, looked := failures[storage.Sub(provider, workspace.RepositoryPrefix(target.WorkspaceID)).URL()]
+		failure, looked := failures[storage.Sub(provider, workspace.RepositoryPrefix(workspaceID)).URL()]
 		if !looked {
 			failure = errors.New("it was not looked at")
 		}
@@ -202,20 +216,9 @@ func (n *Node) Repair(ctx context.Context, input workspace.RepairInput) (workspa
 	var result workspace.RepairResult
 	progress := &meter{note: n.StorageNote}
 	err := pulse.Run(ctx, n.Beater, progress.options(), func(ctx context.Context) error {
-		stores, err := n.Catalog.StoresOf(ctx, input.Target.WorkspaceID)
+		copied, err := n.repairRepository(ctx, input.Target.WorkspaceID, progress)
 		if err != nil {
 			return err
-		}
-		mirror, err := repositoryMirror(n.Catalog, stores, input.Target.WorkspaceID, n.Stores)
-		if err != nil {
-			return err
-		}
-		defer mirror.Close()
-		copied, err := snapshot.RepairMirror(ctx, mirror, func(p storage.RepairProgress) {
-			progress.update(snapshot.Progress{Files: int64(p.Done), TotalFiles: int64(p.Total), BytesUploaded: p.Bytes})
-		})
-		if err != nil {
-			return fmt.Errorf("bringing late stores up to date: %w", err)
 		}
 		described, err := n.Catalog.Repair(ctx, input.Target.WorkspaceID, input.Target.Name)
 		if err != nil {
@@ -230,6 +233,27 @@ func (n *Node) Repair(ctx context.Context, input workspace.RepairInput) (workspa
 		return nil
 	})
 	return result, classify(err)
+}
+
+// repairRepository copies what late stores lack of a workspace's repository.
+func (n *Node) repairRepository(ctx context.Context, id string, progress *meter) (storage.RepairReport, error) {
+	var none storage.RepairReport
+	stores, err := n.Catalog.StoresOf(ctx, id)
+	if err != nil {
+		return none, err
+	}
+	mirror, err := repositoryMirror(n.Catalog, stores, id, n.Stores)
+	if err != nil {
+		return none, err
+	}
+	defer mirror.Close()
+	copied, err := snapshot.RepairMirror(ctx, mirror, func(p storage.RepairProgress) {
+		progress.update(snapshot.Progress{Files: int64(p.Done), TotalFiles: int64(p.Total), BytesUploaded: p.Bytes})
+	})
+	if err != nil {
+		return none, fmt.Errorf("bringing late stores up to date: %w", err)
+	}
+	return copied, nil
 }
 
 // RemoveInstance removes an instance's container and content, after its own look that invariant 1 holds at this moment.

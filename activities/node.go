@@ -30,6 +30,8 @@ type Node struct {
 	// Reserve is the room in bytes that stays free on the node's disk, so that what is on it can always be worked with
 	// (A18). Default 256 MiB.
 	Reserve int64
+	// PruneGrace is how old a pack must be before a Prune removes it. Default snapshot.DefaultPruneGrace.
+	PruneGrace time.Duration
 	// Snapshots adjusts how repositories are opened.
 	Snapshots snapshot.Options
 	// Stores adjusts how long stores are waited for in one attempt; their policy is the catalog's.

@@ -38,6 +38,8 @@ func RegisterNode(registry worker.ActivityRegistry, n *Node) {
 		workspace.ActivityVerify:          n.Verify,
 		workspace.ActivityCommit:          n.Commit,
 		workspace.ActivityRepair:          n.Repair,
+		workspace.ActivityForget:          n.Forget,
+		workspace.ActivityPrune:           n.Prune,
 		workspace.ActivityRemoveInstance:  n.RemoveInstance,
 		workspace.ActivityDiscardInstance: n.DiscardInstance,
 	})

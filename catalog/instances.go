@@ -154,6 +154,10 @@ func decode(ctx context.Context, provider storage.Provider, key string, value an
 	if err != nil {
 		return err
 	}
+	return unmarshal(key, data, value)
+}
+
+func unmarshal(key string, data []byte, value any) error {
 	if err := json.Unmarshal(data, value); err != nil {
 		return fmt.Errorf("catalog object %s: %w: %w", key, ErrDamaged, err)
 	}

@@ -37,6 +37,10 @@ type ForgetOptions struct {
 	DryRun bool
 	// LockWait is how long to wait for others to end their work. Default: not at all.
 	LockWait time.Duration
+	// LeaveProtected has those of Snapshots that must stay be left, and told in Keep, instead of being an error.
+	LeaveProtected bool
+	// Allowed, when set, is asked before each removal; its error ends the Forget.
+	Allowed func(ctx context.Context) error
 }
 
 // ForgetReport is what a Forget did, or would do.
@@ -94,6 +98,9 @@ func (r *Repository) Forget(ctx context.Context, options ForgetOptions) (_ *Forg
 		for _, info := range report.Groups[i].Remove {
 			// invariant 3: a snapshot that is gone is not to be had back, so nobody may have begun anything meanwhile.
 			err := lock.stillSole(ctx)
+			if err == nil && options.Allowed != nil {
+				err = options.Allowed(ctx)
+			}
 			if err == nil {
 				err = r.store.remove(ctx, snapshotPrefix+info.ID)
 			}
@@ -142,7 +149,7 @@ func (r *Repository) planForget(ctx context.Context, options *ForgetOptions) (*F
 	protected := protectedSnapshots(found, options.Protect)
 	report := &ForgetReport{Groups: []ForgetGroup{}, DryRun: options.DryRun}
 	if len(options.Snapshots) > 0 {
-		group, err := r.namedGroup(ctx, options.Snapshots, protected)
+		group, err := r.namedGroup(ctx, options, protected)
 		if err != nil {
 			return nil, err
 		}
@@ -206,14 +213,19 @@ func protectedSnapshots(found []storedSnapshot, named []string) map[blobID]strin
 }
 
 // namedGroup is the group of snapshots that were named one by one.
-func (r *Repository) namedGroup(ctx context.Context, names []string, protected map[blobID]string) (ForgetGroup, error) {
+func (r *Repository) namedGroup(ctx context.Context, options *ForgetOptions, protected map[blobID]string) (ForgetGroup, error) {
 	group := ForgetGroup{Keep: []KeptSnapshot{}, Remove: []Info{}}
-	for _, name := range names {
+	for _, name := range options.Snapshots {
 		s, err := r.resolveSnapshot(ctx, name)
 		if err != nil {
 			return group, err
 		}
-		if why := protected[s.id]; why != "" {
+		switch why := protected[s.id]; {
+		case why == "":
+		case options.LeaveProtected:
+			group.Keep = append(group.Keep, KeptSnapshot{Info: s.info(), Reasons: []string{why}})
+			continue
+		default:
 			return group, fmt.Errorf("snapshot %s is %s of its host and paths: %w", s.id.short(), why, ErrProtected)
 		}
 		if info := s.info(); !slices.ContainsFunc(group.Remove, func(other Info) bool { return other.ID == info.ID }) {

@@ -1,7 +1,9 @@
 package snapshot
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand"
 	"os"
@@ -371,4 +373,38 @@ func TestParseAge(t *testing.T) {
 		_, err := ParseAge(text)
 		require.ErrorIs(t, err, storage.ErrInvalid, text)
 	}
+}
+
+// What must stay and was named is left when the caller says so, and the others go; who has to allow each removal ends it.
+func TestForgetLeavesTheProtectedAndAsks(t *testing.T) {
+	_, provider := directoryRepository(t)
+	r := newTestRepository(t, storage.PolicyAll, provider)
+	var files []snapshotFile
+	for n := 1; n <= 6; n++ {
+		files = append(files, snapshotFile{Time: day(n), Hostname: "one", Paths: []string{"/a"}})
+	}
+	ids := storeSnapshots(t, r, files...)
+	_, err := r.Forget(t.Context(), ForgetOptions{Snapshots: ids, Protect: ids[:1]})
+	require.ErrorIs(t, err, ErrProtected)
+	require.Len(t, remainingSnapshots(t, r), 6)
+
+	asked, enough := 0, errors.New("enough")
+	options := ForgetOptions{Snapshots: ids, Protect: ids[:1], LeaveProtected: true, Allowed: func(context.Context) error {
+		if asked++; asked == 3 {
+			return enough
+		}
+		return nil
+	}}
+	report, err := r.Forget(t.Context(), options)
+	require.ErrorIs(t, err, enough)
+	require.Equal(t, 2, report.Removed)
+	require.Equal(t, []string{ids[0], ids[3], ids[4], ids[5]}, remainingSnapshots(t, r))
+
+	options.Snapshots = ids[3:]
+	options.Snapshots = append(options.Snapshots, ids[0])
+	report, err = r.Forget(t.Context(), options)
+	require.NoError(t, err)
+	require.Equal(t, 2, report.Removed)
+	require.Equal(t, []string{ids[0], ids[5]}, remainingSnapshots(t, r), "a protected one, and the newest")
+	require.Len(t, report.Groups[0].Keep, 2)
 }

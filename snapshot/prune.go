@@ -30,6 +30,9 @@ type PruneOptions struct {
 	// LockWait is how long to wait for others to end their work. Default: not at all.
 	LockWait time.Duration
 	Progress func(Progress)
+	// Allowed, when set, is asked before every few removals of what was there; its error ends the Prune, which leaves a whole
+	// repository.
+	Allowed func(ctx context.Context) error
 }
 
 func (o *PruneOptions) applyDefaults() {
@@ -128,6 +131,7 @@ func (r *Repository) Prune(ctx context.Context, options PruneOptions) (_ *PruneR
 		return nil, fmt.Errorf("pruning: %w", withCause(ctx, err))
 	}
 	defer m.end()
+	m.allowed = options.Allowed
 	p := &prune{maintenance: m, options: options, meter: newMeter(options.Progress), report: &PruneReport{DryRun: options.DryRun}}
 	defer func() { r.options.Metrics.pruned(p.report) }()
 	if err := p.run(ctx); err != nil {

@@ -23,6 +23,8 @@ type maintenance struct {
 	own   string           // the key of our lock file in that listing; empty in a dry run
 	alone map[string]store // each provider by itself, by URL
 	close []func()
+	// allowed, when set, is asked before every allowedRemovals removals of what was there before.
+	allowed func(context.Context) error
 	// indexes are the index files that were written, and what they say as it was read again.
 	indexes map[blobID]bool
 	written *memoryIndex
@@ -234,13 +236,24 @@ const (
 	// removalBatch is how many objects are removed after one look at the lock, and removals how many at once.
 	removalBatch = 64
 	removals     = 8
+	// allowedRemovals is removalBatch for an operation that somebody else has to allow.
+	allowedRemovals = 16
 )
 
 // remove removes objects from all providers. The first failure stops it.
 func (m *maintenance) remove(ctx context.Context, keys []string) error {
-	for batch := range slices.Chunk(keys, removalBatch) {
+	size := removalBatch
+	if m.allowed != nil {
+		size = allowedRemovals
+	}
+	for batch := range slices.Chunk(keys, size) {
 		if err := m.lock.stillSole(ctx); err != nil {
 			return err
+		}
+		if m.allowed != nil {
+			if err := m.allowed(ctx); err != nil {
+				return err
+			}
 		}
 		group, groupContext := errgroup.WithContext(ctx)
 		group.SetLimit(removals)
@@ -263,6 +276,7 @@ func (m *maintenance) discard(ctx context.Context) (done bool) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
+	m.allowed = nil // it is its own
 	err := m.remove(ctx, m.begunIndexes)
 	if err == nil && len(m.begunPacks) > 0 {
 		var l listing

@@ -11,6 +11,7 @@ import (
 // Flags of `holdfast start` that say how a workspace is looked after.
 const (
 	flagSnapshotEvery = "snapshot-every"
+	flagRetention     = "retention"
 	flagHook          = "hook"
 	flagStopGrace     = "stop-grace"
 	flagIdleStop      = "idle-stop"
@@ -33,6 +34,13 @@ func (plan *startPlan) readPolicies(c *cli.Context, s settings) error {
 			return usage("--%s: %w", flagSnapshotEvery, err)
 		}
 		plan.set(func(spec *workspace.Spec) { spec.Snapshots = policy })
+	}
+	if c.IsSet(flagRetention) {
+		retention, err := workspace.ParseRetention(c.String(flagRetention))
+		if err != nil {
+			return usage("--%s: %w", flagRetention, err)
+		}
+		plan.set(func(spec *workspace.Spec) { spec.Retention = retention })
 	}
 	if c.IsSet(flagHook) {
 		hooks, err := readHooks(c.StringSlice(flagHook))

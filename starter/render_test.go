@@ -154,6 +154,21 @@ func TestRendering(t *testing.T) {
 	}))
 	golden(t, "why-blocked", rendered(func() { renderExplanation(&out, workspace.Explain(someState(), nil, testNow), testNow, false) }))
 	golden(t, "show-running", rendered(func() { renderState(&out, runningState(), testNow, false) }))
+	golden(t, "show-retention", rendered(func() {
+		state := runningState()
+		state.Spec.Retention = workspace.Retention{Last: 6, Daily: 7}
+		state.Retaining = &workspace.Retaining{Made: 3, Time: testNow.Add(-61 * time.Minute), Forgotten: 11, Kept: 12, Pruned: testNow.Add(-9 * time.Hour), PrunedBytes: 35 << 20}
+		renderRetention(&out, state, testNow)
+		state.Retaining.Failures, state.Retaining.LastFailure = 2, &workspace.SnapshotFailure{Time: testNow.Add(-time.Minute), Step: workspace.StepForget,
+			Error: "nothing is removed: reading catalog/workspaces/x/: gs://b: dial tcp: i/o timeout"}
+		renderRetention(&out, state, testNow)
+		state.Spec.Retention, state.Retaining = workspace.Retention{}, nil
+		renderRetention(&out, state, testNow)
+		state.Spec.Retention = workspace.Retention{Off: true}
+		renderRetention(&out, state, testNow)
+		state.Spec.Retention, state.Spec.Snapshots.Off = workspace.Retention{}, true
+		renderRetention(&out, state, testNow)
+	}))
 	golden(t, "why-running", rendered(func() { renderExplanation(&out, workspace.Explain(runningState(), nil, testNow), testNow, false) }))
 	golden(t, "show-warned", rendered(func() { renderState(&out, warnedState(), testNow, false) }))
 	golden(t, "why-warned", rendered(func() { renderExplanation(&out, workspace.Explain(warnedState(), nil, testNow), testNow, false) }))

@@ -219,6 +219,7 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 		}
 	}
 	renderRecoveryPoint(w, workspace.RecoveryPointOf(state, now), now)
+	renderRetention(w, state, now)
 	renderStopAhead(w, orDefault(state.Spec.Stop.Words(), "only when a person stops it (--idle-stop and --lifetime are off)"), workspace.StopAheadOf(state, now), now)
 	for i, hook := range state.Spec.Hooks {
 		name := "hooks"
@@ -271,6 +272,22 @@ func renderRecoveryPoint(w io.Writer, point *workspace.RecoveryPoint, now time.T
 	}
 	if failed := point.Failed(now); failed != "" {
 		writeField(w, "", "last snapshot: "+failed+"\n"+innermost(point.LastFailure.Error))
+	}
+}
+
+// renderRetention says which timed snapshots are kept, and what came of forgetting the others.
+func renderRetention(w io.Writer, state workspace.State, now time.Time) {
+	switch kept := state.Spec.Retention; {
+	case kept.Off:
+		writeField(w, "retention", "none: no snapshot is ever forgotten")
+	case state.Spec.Snapshots.Every() > 0 || state.Retaining != nil:
+		writeField(w, "retention", kept.String())
+	default:
+		return
+	}
+	writeField(w, "", state.Retaining.Done(now))
+	if failed := state.Retaining.Failed(now); failed != "" {
+		writeField(w, "", failed+"\n"+innermost(state.Retaining.LastFailure.Error))
 	}
 }
 

@@ -48,6 +48,8 @@ func TestNoActivityIsForgotten(t *testing.T) {
 		workspace.ActivityFindInstance:    "find_test.go",
 		workspace.ActivityAnnounceNode:    "the node's workflow, node_lost_test.go",
 		workspace.ActivityDrainNode:       "the node's workflow, node_drain_test.go",
+		workspace.ActivityForget:          "retention_test.go",
+		workspace.ActivityPrune:           "retention_test.go",
 		workspace.ActivityHoldLease:       "the node's workflow, node_test.go",
 		workspace.ActivityGrantAccess:     "a workflow that does nothing else, requests.go",
 		workspace.ActivityListSnapshots:   "a workflow that does nothing else, requests.go",

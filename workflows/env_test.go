@@ -68,6 +68,9 @@ type world struct {
 	// preStop and preSnapshot are what the activity at work was given; hooks counts how often each has run.
 	preStop, preSnapshot *workspace.Hook
 	hooks                map[workspace.HookPoint]int64
+	// forgets and prunes are what a retention asked for.
+	forgets []workspace.ForgetInput
+	prunes  []workspace.PruneInput
 	// newestContent is what the person last had: it must exist somewhere at every step.
 	newestContent string
 }
@@ -319,6 +322,20 @@ func (w *world) register(registry activityRegistry) {
 		return doOn(w, input.Target.Node, workspace.ActivityRepair, func() (workspace.RepairResult, error) {
 			w.owed = nil
 			return workspace.RepairResult{}, nil
+		})
+	})
+	add(workspace.ActivityForget, func(ctx context.Context, input workspace.ForgetInput) (workspace.ForgetResult, error) {
+		w.unheard(ctx, workspace.ActivityForget)
+		return doOn(w, input.Target.Node, workspace.ActivityForget, func() (workspace.ForgetResult, error) {
+			w.forgets = append(w.forgets, input)
+			return workspace.ForgetResult{Forgotten: 7, Kept: 5}, nil
+		})
+	})
+	add(workspace.ActivityPrune, func(ctx context.Context, input workspace.PruneInput) (workspace.PruneResult, error) {
+		w.unheard(ctx, workspace.ActivityPrune)
+		return doOn(w, input.Target.Node, workspace.ActivityPrune, func() (workspace.PruneResult, error) {
+			w.prunes = append(w.prunes, input)
+			return workspace.PruneResult{Bytes: 1 << 20}, nil
 		})
 	})
 	add(workspace.ActivityRemoveInstance, func(_ context.Context, input workspace.RemoveInstanceInput) error {

@@ -30,14 +30,18 @@ func (w *entity) restarted(ctx workflow.Context, news workspace.NodeNews) {
 		return
 	}
 	w.state.Look = &workspace.Look{Node: instance.Node, Token: instance.Token, Incarnation: news.Incarnation, Since: workflow.Now(ctx)}
-	if w.interrupt != nil && w.state.Operation != nil &&
-		(w.state.Operation.Kind == workspace.OperationSnapshot || w.state.Operation.Kind == workspace.OperationSalvage) {
+	if w.interrupt != nil && w.state.Operation != nil && forgoable(w.state.Operation.Kind) {
 		// What nobody asked for may take hours; it begins again when it is known what runs.
 		w.interruptedBy = workspace.OperationFind
 		w.interrupt()
 		w.interrupt = nil
 	}
 	w.describeNow(ctx)
+}
+
+// forgoable is what nobody asked for and nobody waits for.
+func forgoable(kind workspace.OperationKind) bool {
+	return kind == workspace.OperationSnapshot || kind == workspace.OperationSalvage || kind == workspace.OperationRetain
 }
 
 // nextFind is when the instance is to be looked for; ok is false when it is not.

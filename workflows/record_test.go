@@ -51,6 +51,7 @@ type scene struct {
 	client server
 	name   string
 	id     string
+	input  workspace.Input // with which the workspace begins
 	asked  int
 	lease  *leaseScript
 	leases *leaseTaker
@@ -228,6 +229,29 @@ var scenarios = []scenario{
 		s.takeCommands()
 		s.until("stopped", func(state workspace.State) bool { return state.Phase == workspace.Stopped && state.Operation == nil })
 	}},
+	{"retention", atlas, func(s *scene) {
+		// As one that continued as new with eleven of twelve.
+		s.input.State = &workspace.State{
+			Name: "atlas", ID: "abcdefghijklmnopqrstuvwxyz", Owner: "ada", Phase: workspace.Pending, Incomplete: true,
+			Retaining: &workspace.Retaining{Made: workspace.RetainEvery - 1, Time: time.Date(2026, 1, 25, 12, 0, 0, 0, time.UTC)},
+		}
+		s.failing(func(name string, _ int) error {
+			if name == workspace.ActivityForget {
+				return errors.New("no route to the store")
+			}
+			return nil
+		})
+		s.startWith(startEvery(workspace.MinSnapshotEvery))
+		s.reached(workspace.ActivityForget)
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
+		s.failing(nil)
+		s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada"}, workspace.Running)
+		s.locked(s.change)
+		s.until("forgotten", func(state workspace.State) bool {
+			return state.Operation == nil && state.Retaining.Forgotten == 7 && state.Retaining.Made == 0
+		})
+		s.request(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"}, workspace.Running)
+	}},
 	{"node_lease", "node/" + nodeOne, func(s *scene) {
 		begin(s, workspace.NodeWorkflow, workspace.NodeInput{Node: nodeOne})
 		register := func(incarnation string) {
@@ -376,7 +400,7 @@ func dial(t *testing.T) server {
 
 func newScene(t *testing.T, c server, name, id string) *scene {
 	t.Helper()
-	s := &scene{world: emptyWorld(t), client: c, id: id, name: name, lease: &leaseScript{}}
+	s := &scene{world: emptyWorld(t), client: c, id: id, name: name, lease: &leaseScript{}, input: workspace.Input{Name: "atlas", Owner: "ada"}}
 	s.work()
 	t.Cleanup(func() { _ = c.TerminateWorkflow(context.Background(), s.id, "", "recorded") }) // some have ended
 	return s
@@ -623,7 +647,7 @@ func (s *scene) beginWith(request workspace.StartRequest) {
 	handle, err := s.client.UpdateWithStartWorkflow(s.t.Context(), client.UpdateWithStartWorkflowOptions{
 		StartWorkflowOperation: s.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
 			ID: s.id, TaskQueue: workspace.ControlQueue, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
-		}, workspace.WorkspaceWorkflow, workspace.Input{Name: "atlas", Owner: "ada"}),
+		}, workspace.WorkspaceWorkflow, s.input),
 		UpdateOptions: client.UpdateWorkflowOptions{
 			UpdateID: s.updateID(), UpdateName: workspace.UpdateStart, Args: []any{request},
 			WaitForStage: client.WorkflowUpdateStageCompleted,

@@ -115,7 +115,7 @@ func (w *entity) waitsForItsNode() bool {
 		return false
 	}
 	switch w.state.Operation.Kind {
-	case workspace.OperationBackup, workspace.OperationSnapshot, workspace.OperationAdopt, workspace.OperationFind:
+	case workspace.OperationBackup, workspace.OperationSnapshot, workspace.OperationRetain, workspace.OperationAdopt, workspace.OperationFind:
 		return true
 	case workspace.OperationMove:
 		// While it runs, and once every store has its content.

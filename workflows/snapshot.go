@@ -55,7 +55,7 @@ func (w *entity) snapshot(ctx workflow.Context, target workspace.Target, how cap
 			input.PreSnapshot, input.PostSnapshot = w.state.Spec.Hook(workspace.HookPreSnapshot), w.state.Spec.Hook(workspace.HookPostSnapshot)
 		}
 		if how.timed {
-			input.UnlessStatDigest = w.protection().StatDigest
+			input.UnlessStatDigest, input.TimedSequence = w.protection().StatDigest, *sequence+1
 		}
 		w.step(ctx, workspace.StepBackup, how.kind+" snapshot")
 		var result workspace.BackupResult
@@ -86,7 +86,7 @@ func (w *entity) snapshot(ctx workflow.Context, target workspace.Target, how cap
 
 		*sequence++
 		commit := workspace.Commit{
-			WorkspaceID: w.state.ID, Token: target.Token, Sequence: *sequence, Snapshot: result.Backup.Snapshot, Kind: how.kind,
+			WorkspaceID: w.state.ID, Token: target.Token, Sequence: *sequence, Snapshot: result.Backup.Snapshot, Kind: how.kind, Timed: how.timed,
 			Time: result.Time, Files: result.Backup.Files, Bytes: result.Backup.Bytes, Omitted: result.Backup.Omitted,
 			Omissions: result.Omissions, Excluded: result.Excluded, StatDigest: result.StatDigest, Node: target.Node,
 		}
@@ -181,6 +181,8 @@ func (w *entity) timedSnapshot(ctx workflow.Context) error {
 		known := w.protection()
 		known.Failures, known.LastFailure = 0, nil
 		err = w.bringUpToDate(ctx)
+	} else if err == nil {
+		w.retaining().Made++
 	}
 	if err != nil && !temporal.IsCanceledError(err) {
 		kind, words := describe(err)

@@ -55,7 +55,7 @@ func (w *entity) mayInterrupt(by workspace.OperationKind) bool {
 	if w.interrupt == nil || w.state.Operation == nil {
 		return false
 	}
-	if w.state.Operation.Kind == workspace.OperationSalvage {
+	if w.state.Operation.Kind == workspace.OperationSalvage || w.state.Operation.Kind == workspace.OperationRetain {
 		return true // it goes on later
 	}
 	step := w.state.Operation.Step
@@ -260,7 +260,7 @@ func (w *entity) validateUnstick(workspace.UnstickRequest) error {
 		return w.refuse("it is being unstuck already")
 	}
 	if w.state.Phase == workspace.Running || w.state.Phase == workspace.Stopped || w.state.Phase == workspace.Pending {
-		if w.state.Operation == nil || w.state.Operation.Kind == workspace.OperationSnapshot || w.state.Operation.Kind == workspace.OperationSalvage {
+		if w.state.Operation == nil || forgoable(w.state.Operation.Kind) {
 			return w.refuse("it is not stuck (%s)", w.state.Phase)
 		}
 	}

@@ -109,6 +109,10 @@ func (w *entity) run(ctx workflow.Context) error {
 			if err := w.perform(ctx, w.snapshotCommand(ctx)); err != nil {
 				return err
 			}
+		case w.retainDue(ctx):
+			if err := w.perform(ctx, w.retainCommand(ctx)); err != nil {
+				return err
+			}
 		case w.salvageable() != nil:
 			if err := w.perform(ctx, w.salvageCommand(ctx)); err != nil {
 				return err
@@ -165,6 +169,8 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 		err = w.backup(operationCtx)
 	case workspace.OperationSnapshot:
 		err = w.timedSnapshot(operationCtx)
+	case workspace.OperationRetain:
+		err = w.retain(operationCtx)
 	case workspace.OperationDelete:
 		err = w.delete(operationCtx, command.Delete)
 	case workspace.OperationUnstick:
@@ -215,8 +221,8 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 	if w.state.Looked() == nil {
 		w.state.Look = nil // of an instance that is over
 	}
-	if operation.Kind == workspace.OperationSnapshot || operation.Kind == workspace.OperationFind && operation.Step == workspace.StepFind {
-		return // told in Protection and in Look: hundreds a day would push out what people asked for
+	if operation.Kind == workspace.OperationSnapshot || operation.Kind == workspace.OperationRetain || operation.Kind == workspace.OperationFind && operation.Step == workspace.StepFind {
+		return // told in Protection, Retaining and Look: hundreds a day would push out what people asked for
 	}
 	if last := len(w.state.Recent) - 1; last >= 0 && operation.Failed && w.state.Recent[last].Kind == operation.Kind && w.state.Recent[last].Error == operation.Error &&
 		(operation.OfDrain() || operation.Kind == workspace.OperationRecover || operation.Kind == workspace.OperationAdopt || operation.Kind == workspace.OperationFind || operation.Kind == workspace.OperationSalvage) {

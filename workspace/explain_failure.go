@@ -77,7 +77,7 @@ var typedFailures = map[ErrorType]Failure{
 var nodeActivities = map[string]bool{
 	ActivityPrepareImage: true, ActivityPrepareContent: true, ActivityStartInstance: true, ActivityStopInstance: true, ActivityFindInstance: true,
 	ActivityLookAtUse: true,
-	ActivityBackup:    true, ActivityVerify: true, ActivityCommit: true, ActivityRepair: true,
+	ActivityBackup:    true, ActivityVerify: true, ActivityCommit: true, ActivityRepair: true, ActivityForget: true, ActivityPrune: true,
 	ActivityRemoveInstance: true, ActivityDiscardInstance: true,
 }
 
@@ -86,7 +86,7 @@ var storeActivities = map[string]bool{
 	ActivityReadHead: true, ActivitySeal: true, ActivityRecordInstance: true, ActivityReleasePlacement: true,
 	ActivityRecordDeleted: true, ActivityListSnapshots: true, ActivityPlace: true, ActivityAnnounceNode: true,
 	ActivityPrepareContent: true, ActivityBackup: true, ActivityVerify: true, ActivityCommit: true,
-	ActivityRepair: true, ActivityRemoveInstance: true,
+	ActivityRepair: true, ActivityForget: true, ActivityPrune: true, ActivityRemoveInstance: true,
 }
 
 // ExplainFailure says in words what an attempt's error means. The type is an ErrorType, one of the Timeout kinds, or
@@ -134,6 +134,8 @@ func classify(activity, failureType, message string) Failure {
 		return Failure{Class: FailureRegistry, Waits: true, Words: "the image could not be fetched"}
 	case containsAny(text, "container", "docker", "cgroup", "engine") && nodeActivities[activity]:
 		return Failure{Class: FailureInstance, Waits: true, Words: "the node's container engine failed"}
+	case containsAny(text, "is locked by another program"):
+		return Failure{Class: FailureOther, Waits: true, Words: "another program works on the workspace's repository"}
 	case storeActivities[activity]:
 		words := "an object store cannot be reached or failed"
 		if containsAny(text, "connection refused", "no route", "unreachable", "i/o timeout", "connection reset", "deadline exceeded", "eof") {

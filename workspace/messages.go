@@ -279,6 +279,9 @@ type BackupInput struct {
 	Kind   string `json:"kind"` // live, final
 	// UnlessStatDigest is that of content which is stored already: while a live one still has it, nothing is stored.
 	UnlessStatDigest string `json:"unless_stat_digest,omitempty"`
+	// TimedSequence is set when a timer makes the snapshot: the sequence of the commit that is to name it, by which the
+	// snapshot itself tells where to look for its commit when older ones are to be forgotten.
+	TimedSequence uint64 `json:"timed_sequence,omitempty"`
 	// PreSnapshot and PostSnapshot run around a live one, in every attempt.
 	PreSnapshot  *Hook `json:"pre_snapshot,omitempty"`
 	PostSnapshot *Hook `json:"post_snapshot,omitempty"`
@@ -342,6 +345,33 @@ type RepairInput struct {
 type RepairResult struct {
 	Objects int64 `json:"objects"`
 	Bytes   int64 `json:"bytes"`
+}
+
+// ForgetInput asks a node to forget those of a workspace's timed snapshots that the retention does not keep.
+type ForgetInput struct {
+	Target    Target    `json:"target"`
+	Retention Retention `json:"retention"`
+	// Head is the newest version that the workflow knows: while the stores know another, nothing is forgotten.
+	Head string `json:"head"`
+	// Protect are snapshots that stay whatever the retention says.
+	Protect []string `json:"protect,omitempty"`
+}
+
+// ForgetResult says how many were forgotten, and how many timed ones are left.
+type ForgetResult struct {
+	Forgotten int `json:"forgotten"`
+	Kept      int `json:"kept"`
+}
+
+// PruneInput asks a node to remove from a workspace's repository what no snapshot needs.
+type PruneInput struct {
+	Target Target `json:"target"`
+	Head   string `json:"head"` // as in ForgetInput
+}
+
+// PruneResult says how much was removed, net of what had to be written anew for it.
+type PruneResult struct {
+	Bytes int64 `json:"bytes"`
 }
 
 // RemoveInstanceInput asks a node to remove an instance and its content. The node refuses unless invariant 1 holds at

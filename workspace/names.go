@@ -134,6 +134,8 @@ const (
 	ActivityVerify          = "Verify"
 	ActivityCommit          = "Commit"
 	ActivityRepair          = "Repair"
+	ActivityForget          = "Forget"
+	ActivityPrune           = "Prune"
 	ActivityRemoveInstance  = "RemoveInstance"
 	ActivityDiscardInstance = "DiscardInstance"
 	ActivityHoldLease       = "HoldLease"

@@ -237,8 +237,10 @@ func (p *RecoveryPoint) Failed(now time.Time) string {
 	return fmt.Sprintf("it failed %s, the last time %s ago while %s: %s", times, duration(now.Sub(p.LastFailure.Time)), p.LastFailure.Step, failure.Words)
 }
 
-// stepActivity is what a snapshot's steps run.
-var stepActivity = map[Step]string{StepBackup: ActivityBackup, StepVerify: ActivityVerify, StepCommit: ActivityCommit}
+// stepActivity is what the steps of a snapshot, and of forgetting older ones, run.
+var stepActivity = map[Step]string{
+	StepBackup: ActivityBackup, StepVerify: ActivityVerify, StepCommit: ActivityCommit, StepPrune: ActivityPrune, StepForget: ActivityForget,
+}
 
 // exact is a length of time to the second, such as 5m or 1h0m12s.
 func exact(seconds int64) string {

@@ -29,6 +29,8 @@ type Spec struct {
 	StopGraceSeconds int `json:"stop_grace_seconds,omitempty"`
 	// Snapshots says how often it is snapshotted while it runs.
 	Snapshots SnapshotPolicy `json:"snapshots,omitzero"`
+	// Retention says which of those are kept.
+	Retention Retention `json:"retention,omitzero"`
 	// Stop says when it is stopped by itself.
 	Stop StopPolicy `json:"stop,omitzero"`
 	// Hooks are run inside the instance, at most one for each point.
@@ -87,6 +89,9 @@ func (s Spec) Validate() error {
 		}
 	}
 	if err := validateHooks(s.Hooks); err != nil {
+		return err
+	}
+	if err := s.Retention.Validate(); err != nil {
 		return err
 	}
 	if err := s.Stop.Validate(); err != nil {

@@ -46,6 +46,8 @@ type State struct {
 	Instance *Instance `json:"instance,omitempty"` // the one that runs, starts or stops
 	// Protection is how far the stores are behind the instance while it runs.
 	Protection *Protection `json:"protection,omitempty"`
+	// Retaining is what came of forgetting its timed snapshots.
+	Retaining *Retaining `json:"retaining,omitempty"`
 	// Hooks are how each hook ended the last time that it ran.
 	Hooks []HookResult `json:"hooks,omitempty"`
 	// Kept is content on a node that is not yet surely on every provider of the policy. While it is set, the content is
@@ -154,14 +156,16 @@ const MaxExclusions = 10
 
 // Commit is one entry of a workspace's history of snapshots: a create-only object of the catalog (invariant 3).
 type Commit struct {
-	WorkspaceID string    `json:"workspace_id"`
-	Token       uint64    `json:"token"`
-	Sequence    uint64    `json:"sequence"` // 1, 2, 3 … within the token
-	Snapshot    string    `json:"snapshot"`
-	Kind        string    `json:"kind"` // live, final
-	Time        time.Time `json:"time"` // when the content was read; for people, never for order
-	Files       int64     `json:"files"`
-	Bytes       int64     `json:"bytes"`
+	WorkspaceID string `json:"workspace_id"`
+	Token       uint64 `json:"token"`
+	Sequence    uint64 `json:"sequence"` // 1, 2, 3 … within the token
+	Snapshot    string `json:"snapshot"`
+	Kind        string `json:"kind"` // live, final
+	// Timed is set for a live one that a timer made: the only ones that a Retention forgets.
+	Timed bool      `json:"timed,omitempty"`
+	Time  time.Time `json:"time"` // when the content was read; for people, never for order
+	Files int64     `json:"files"`
+	Bytes int64     `json:"bytes"`
 	// Omitted is how many things the snapshot does not hold as they were; Omissions names the first of them.
 	Omitted   int64      `json:"omitted,omitempty"`
 	Omissions []Omission `json:"omissions,omitempty"`
@@ -213,6 +217,9 @@ const (
 	// OperationSnapshot is the snapshot that a timer makes while the workspace runs. It is not among the recent ones: what
 	// came of it is in Protection.
 	OperationSnapshot OperationKind = "snapshot"
+	// OperationRetain forgets timed snapshots that the retention does not keep. It is not among the recent ones: what came of
+	// it is in Retaining.
+	OperationRetain OperationKind = "retain"
 )
 
 // Operation is one command on its way.
@@ -285,6 +292,8 @@ const (
 	StepDelete   Step = "deleting"
 	StepLook     Step = "asking about its node"
 	StepFind     Step = "looking whether the instance runs"
+	StepPrune    Step = "removing what no snapshot needs"
+	StepForget   Step = "forgetting old snapshots"
 )
 
 // Block is why a workspace waits for a person.

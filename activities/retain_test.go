@@ -1,0 +1,500 @@
+package activities
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"holdfast/catalog"
+	"holdfast/keys"
+	"holdfast/snapshot"
+	"holdfast/storage"
+	"holdfast/storage/faulty"
+	"holdfast/workspace"
+)
+
+// retained is a rig over two directories, of which one would be enough for everything else, with a running instance that a timer snapshots.
+type retained struct {
+	*rig
+	dirs      [2]string
+	plain     []storage.Provider // without faults
+	target    workspace.Target
+	sequence  uint64
+	snapshots []string // that a timer made, the oldest first
+}
+
+func newRetained(t *testing.T) *retained {
+	t.Helper()
+	r := &retained{rig: newRig(t, storage.PolicyAny)}
+	var providers []storage.Provider
+	for i := range r.stores {
+		r.dirs[i] = t.TempDir()
+		provider, err := storage.OpenDirectory(r.dirs[i], storage.DirectoryOptions{})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, provider.Close()) })
+		r.stores[i], r.inner[i] = faulty.New(provider), nil
+		r.plain = append(r.plain, provider)
+		providers = append(providers, r.stores[i])
+	}
+	r.catalog = catalog.New(providers, r.policy)
+	r.node.Catalog, r.control.Catalog = r.catalog, r.catalog
+	r.node.PruneGrace = -1
+	r.target = r.started(1)
+	return r
+}
+
+// make makes a live snapshot of changed content; commit may change what is committed, and nothing is with false.
+func (r *retained) make(timed bool, commit func(*workspace.Commit) bool) string {
+	r.t.Helper()
+	r.sequence++
+	r.write(r.target.Token, "notes.txt", fmt.Sprintf("instance %d, version %d\n", r.target.Token, r.sequence))
+	r.write(r.target.Token, "large", strings.Repeat(fmt.Sprintf("%d.%d ", r.target.Token, r.sequence), 40000))
+	input := workspace.BackupInput{Target: r.target, Kind: "live"}
+	if timed {
+		input.TimedSequence = r.sequence
+	}
+	made, err := run(r.rig, r.node.Backup, input)
+	require.NoError(r.t, err)
+	c := commitOf(r.target, made)
+	c.Sequence, c.Kind, c.Timed = r.sequence, "live", timed
+	if commit == nil || commit(&c) {
+		require.NoError(r.t, runPlain(r.rig, r.node.Commit, workspace.CommitInput{Target: r.target, Commit: c}))
+	}
+	return made.Backup.Snapshot
+}
+
+// timed makes so many timed snapshots.
+func (r *retained) timed(n int) {
+	r.t.Helper()
+	for range n {
+		r.snapshots = append(r.snapshots, r.make(true, nil))
+	}
+}
+
+func (r *retained) newest() string { return r.snapshots[len(r.snapshots)-1] }
+
+// keepLast forgets all timed snapshots but so many.
+func (r *retained) keepLast(n int, protect ...string) (workspace.ForgetResult, error) {
+	r.t.Helper()
+	return run(r.rig, r.node.Forget, workspace.ForgetInput{Target: r.target, Retention: workspace.Retention{Last: n}, Head: r.newest(), Protect: protect})
+}
+
+// on lists the snapshots that a store holds.
+func (r *retained) on(store int) (ids []string) {
+	r.t.Helper()
+	entries, err := os.ReadDir(r.path(store, workspace.RepositoryPrefix(id)+"/snapshots"))
+	require.NoError(r.t, err)
+	for _, entry := range entries {
+		ids = append(ids, entry.Name())
+	}
+	return ids
+}
+
+func (r *retained) path(store int, key string) string {
+	return filepath.Join(r.dirs[store], filepath.FromSlash(key))
+}
+
+func (r *retained) commitPath(store int, sequence int) string {
+	return r.path(store, fmt.Sprintf("catalog/workspaces/%s/commits/%020d/%020d.json", id, r.target.Token, sequence))
+}
+
+// holds asserts what both stores hold, and that all of it is whole.
+func (r *retained) holds(want ...string) {
+	r.t.Helper()
+	for store := range r.dirs {
+		require.ElementsMatch(r.t, want, r.on(store), "store %d", store)
+	}
+	for _, snapshot := range want {
+		verified, err := run(r.rig, r.node.Verify, workspace.VerifyInput{Target: r.target, Snapshot: snapshot})
+		require.NoError(r.t, err)
+		require.Empty(r.t, verified.Owed)
+	}
+}
+
+// Invariants 1 and 3: of what a timer made, what the retention keeps stays, and of everything else all: the base of a later
+// instance, a person's snapshot, a recovered one, a final one, and one that its commit does not name. Both stores are what
+// stock restic takes for whole, before and after what nothing needs is removed, and everything that stays can be restored.
+func TestForgetAndPrune(t *testing.T) {
+	r := newRetained(t)
+	r.timed(5)
+	base := r.snapshots[1]
+	person := r.make(false, nil)
+	removal := r.finishedLive()
+	require.NoError(t, runPlain(r.rig, r.node.RemoveInstance, removal))
+	// A person goes back to an older one.
+	r.target, r.sequence = r.rig.target(2), 0
+	r.record(2, base)
+	_, err := run(r.rig, r.node.PrepareContent, workspace.PrepareContentInput{Target: r.target, Snapshot: base})
+	require.NoError(t, err)
+	_, err = run(r.rig, r.node.StartInstance, workspace.StartInstanceInput{Target: r.target, Image: "image:", Secrets: r.sealed.Secrets})
+	require.NoError(t, err)
+	uncommitted := r.make(true, func(*workspace.Commit) bool { return false })
+	r.sequence--
+	others := r.make(true, func(c *workspace.Commit) bool { c.Snapshot = uncommitted; c.Timed = false; return true })
+	saved, err := run(r.rig, r.node.Backup, workspace.BackupInput{Target: r.target, Kind: "recovered"})
+	require.NoError(t, err)
+	r.timed(6)
+	before := r.bytes(0)
+
+	result, err := r.keepLast(3, r.snapshots[3])
+	require.NoError(t, err)
+	require.Equal(t, workspace.ForgetResult{Forgotten: 6, Kept: 5}, result)
+	kept := append([]string{base, person, removal.Snapshot, uncommitted, others, saved.Backup.Snapshot, r.snapshots[3]}, r.snapshots[8:]...)
+	r.holds(kept...)
+	again, err := r.keepLast(3, r.snapshots[3])
+	require.NoError(t, err)
+	require.Equal(t, workspace.ForgetResult{Kept: 5}, again, "done already (invariant 8)")
+	require.Equal(t, before, r.bytes(0), "forgetting removes no content")
+	r.check()
+
+	pruned, err := run(r.rig, r.node.Prune, workspace.PruneInput{Target: r.target, Head: r.newest()})
+	require.NoError(t, err)
+	require.Positive(t, pruned.Bytes)
+	require.Less(t, r.bytes(0), before)
+	require.Equal(t, r.bytes(0), r.bytes(1))
+	r.holds(kept...)
+	r.check()
+	for store := range r.stores { // from either store alone
+		r.stores[1-store].Inject(faulty.Rule{Op: faulty.Get, Match: func(key string) bool { return strings.Contains(key, "/data/") }, Kind: faulty.Error, Err: errors.New("away")})
+		repository, err := r.node.repository(t.Context(), id, r.sealed.Password)
+		require.NoError(t, err)
+		for i, snapshotID := range kept {
+			to := filepath.Join(t.TempDir(), "restored")
+			_, err := repository.Restore(t.Context(), snapshotID, to, snapshot.RestoreOptions{})
+			require.NoError(t, err)
+			require.FileExists(t, filepath.Join(to, "notes.txt"))
+			if i == len(kept)-1 {
+				text, err := os.ReadFile(filepath.Join(to, "notes.txt"))
+				require.NoError(t, err)
+				require.Equal(t, "instance 2, version 7\n", string(text))
+			}
+		}
+		require.NoError(t, repository.Close())
+		r.stores[1-store].Clear()
+	}
+
+	r.fleet(nil).states[workspace.WorkflowID("atlas")] = workspace.State{ID: id, Name: "atlas", Token: 2, Head: &workspace.Commit{Snapshot: r.newest()}}
+	listed, err := run(r.rig, r.control.ListSnapshots, workspace.SnapshotsInput{Name: "atlas"})
+	require.NoError(t, err)
+	var shown []string
+	for _, line := range listed.Snapshots {
+		shown = append(shown, line.Snapshot)
+	}
+	require.ElementsMatch(t, kept, shown, "what was forgotten is not listed")
+}
+
+// finishedLive is rig.finished after live snapshots.
+func (r *retained) finishedLive() workspace.RemoveInstanceInput {
+	r.t.Helper()
+	require.NoError(r.t, r.halt(workspace.StopInstanceInput{Target: r.target, GraceSeconds: 1}))
+	made, err := run(r.rig, r.node.Backup, workspace.BackupInput{Target: r.target, Kind: "final"})
+	require.NoError(r.t, err)
+	c := commitOf(r.target, made)
+	r.sequence++
+	c.Sequence = r.sequence
+	require.NoError(r.t, runPlain(r.rig, r.node.Commit, workspace.CommitInput{Target: r.target, Commit: c}))
+	return workspace.RemoveInstanceInput{Target: r.target, Snapshot: made.Backup.Snapshot, StatDigest: made.StatDigest}
+}
+
+// bytes is how much the packs on a store have.
+func (r *retained) bytes(store int) (total int64) {
+	r.t.Helper()
+	err := filepath.WalkDir(r.path(store, workspace.RepositoryPrefix(id)+"/data"), func(_ string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		info, err := entry.Info()
+		total += info.Size()
+		return err
+	})
+	require.NoError(r.t, err)
+	return total
+}
+
+// check has stock restic read all of both stores, when it is here.
+func (r *retained) check() {
+	r.t.Helper()
+	restic, err := exec.LookPath("restic")
+	if err != nil {
+		if slices.Contains(strings.Split(os.Getenv("HOLDFAST_REQUIRE"), ","), "restic") {
+			r.t.Fatal("restic is required (HOLDFAST_REQUIRE) and is not here")
+		}
+		r.t.Log("restic is not here: what it says of the stores is not asked")
+		return
+	}
+	password, err := r.node.Identity.Open(r.sealed.Password, keys.PurposeRepositoryPassword)
+	require.NoError(r.t, err)
+	for store := range r.dirs {
+		command := exec.Command(restic, "--no-cache", "--no-lock", "-r", r.path(store, workspace.RepositoryPrefix(id)), "check", "--read-data")
+		command.Env = append(os.Environ(), "RESTIC_PASSWORD="+string(password))
+		out, err := command.CombinedOutput()
+		require.NoError(r.t, err, "store %d: %s", store, out)
+		require.Contains(r.t, string(out), "no errors were found")
+		require.NotContains(r.t, strings.ToLower(string(out)), "missing")
+	}
+}
+
+// Invariants 3 and 7: while anything is not as it should be, nothing is forgotten and nothing is pruned, by its own reason.
+func TestNothingIsForgottenUnless(t *testing.T) {
+	for name, test := range map[string]struct {
+		violate func(t *testing.T, r *retained)
+		kind    workspace.ErrorType // empty: it passes, and is tried again
+		says    string
+		prune   bool // it keeps a prune from being done, too
+	}{
+		"a store is away": {violate: func(_ *testing.T, r *retained) { away(r.stores[1]) }, prune: true},
+		"a store's catalog is away": {violate: func(_ *testing.T, r *retained) {
+			r.stores[1].Inject(faulty.Rule{Match: func(key string) bool { return strings.HasPrefix(key, "catalog/") }, Kind: faulty.Error, Err: errors.New("away")})
+		}, says: "nothing is removed", prune: true},
+		"a store's snapshots cannot be listed": {violate: func(_ *testing.T, r *retained) {
+			r.stores[0].Inject(faulty.Rule{Op: faulty.List, Match: func(key string) bool { return strings.Contains(key, "/snapshots/") }, Kind: faulty.Error, Err: errors.New("away")})
+		}, prune: true},
+		"the stores hold different commits": {violate: func(t *testing.T, r *retained) {
+			r.recommit(1, 1, func(c *workspace.Commit) { c.Kind, c.Timed = "final", false })
+		}, kind: workspace.ErrorConflict, says: "nothing is removed"},
+		"the stores hold different heads": {violate: func(t *testing.T, r *retained) {
+			r.recommit(0, 5, func(c *workspace.Commit) { c.Snapshot = r.snapshots[0] })
+		}, kind: workspace.ErrorConflict, says: "nothing is removed", prune: true},
+		"another instance is recorded": {violate: func(t *testing.T, r *retained) { r.record(2, r.newest()) },
+			kind: workspace.ErrorStaleToken, says: "nothing is removed", prune: true},
+		"another instance is recorded on one store": {violate: func(t *testing.T, r *retained) {
+			require.NoError(t, newCatalogOf(r.stores[1]).RecordInstance(t.Context(), workspace.InstanceRecord{WorkspaceID: id, Name: "atlas", Owner: "ada", Token: 2, Node: "node-2", Base: r.newest()}))
+		}, kind: workspace.ErrorStaleToken, says: "nothing is removed", prune: true},
+		"the stores know a newer version": {violate: func(_ *testing.T, r *retained) {
+			r.make(true, nil)
+		}, kind: workspace.ErrorConflict, says: "nothing is removed", prune: true},
+		"the lease is gone": {violate: func(_ *testing.T, r *retained) { r.pass(7 * time.Second) }, says: ErrNoLease.Error(), prune: true},
+		"a store lacks a pack of the newest version": {violate: func(t *testing.T, r *retained) {
+			require.NoError(t, os.RemoveAll(r.path(1, workspace.RepositoryPrefix(id)+"/data")))
+		}, kind: workspace.ErrorNotStored, says: "nothing is forgotten: not every store holds"},
+		"no store has a pack of the newest version": {violate: func(t *testing.T, r *retained) {
+			for store := range r.dirs {
+				require.NoError(t, os.RemoveAll(r.path(store, workspace.RepositoryPrefix(id)+"/data")))
+				require.NoError(t, os.MkdirAll(r.path(store, workspace.RepositoryPrefix(id)+"/data"), 0o755))
+			}
+		}, kind: workspace.ErrorNotStored, says: "verifying"},
+		"another program works on the repository": {violate: func(t *testing.T, r *retained) {
+			r.lock()
+		}, says: "locked by another program", prune: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRetained(t)
+			r.timed(5)
+			test.violate(t, r)
+			before, packs := [][]string{r.on(0), r.on(1)}, r.bytes(0)
+			judge := func(err error) {
+				t.Helper()
+				if test.kind == "" {
+					transient(t, err)
+				} else {
+					typed(t, err, test.kind)
+				}
+				require.ErrorContains(t, err, test.says)
+				require.Equal(t, before, [][]string{r.on(0), r.on(1)})
+				require.Equal(t, packs, r.bytes(0))
+			}
+			_, err := r.keepLast(1)
+			judge(err)
+			if test.prune {
+				require.NoError(t, os.Remove(r.path(0, workspace.RepositoryPrefix(id)+"/snapshots/"+r.snapshots[1])))
+				require.NoError(t, os.Remove(r.path(1, workspace.RepositoryPrefix(id)+"/snapshots/"+r.snapshots[1])))
+				before = [][]string{r.on(0), r.on(1)}
+				_, err := run(r.rig, r.node.Prune, workspace.PruneInput{Target: r.target, Head: r.newest()})
+				judge(err)
+			}
+		})
+	}
+}
+
+// recommit changes a commit on one store alone.
+func (r *retained) recommit(store, sequence int, change func(*workspace.Commit)) {
+	r.t.Helper()
+	path := r.commitPath(store, sequence)
+	data, err := os.ReadFile(path)
+	require.NoError(r.t, err)
+	var commit workspace.Commit
+	require.NoError(r.t, json.Unmarshal(data, &commit))
+	change(&commit)
+	changed, err := json.Marshal(commit)
+	require.NoError(r.t, err)
+	require.NoError(r.t, os.Remove(path))
+	require.NoError(r.t, os.WriteFile(path, changed, 0o644))
+}
+
+// lock puts a lock of another machine's restic on the first store: a copy of what a running backup of this package leaves
+// would be one of this process.
+func (r *retained) lock() {
+	r.t.Helper()
+	require.NoError(r.t, os.MkdirAll(r.path(0, workspace.RepositoryPrefix(id)+"/locks"), 0o755))
+	require.NoError(r.t, os.WriteFile(r.path(0, workspace.RepositoryPrefix(id)+"/locks/"+strings.Repeat("ab", 32)), bytes.Repeat([]byte("x"), 200), 0o644))
+}
+
+// atRemoval calls something when the n-th snapshot is removed from the second store, which answers nothing meanwhile.
+func (r *retained) atRemoval(n int, do func()) {
+	removals := 0
+	r.stores[1].Inject(faulty.Rule{Op: faulty.Delete, Match: func(key string) bool {
+		if strings.Contains(key, "/snapshots/") {
+			if removals++; removals == n {
+				do()
+			}
+		}
+		return false
+	}, Kind: faulty.Error})
+}
+
+// Invariant 7: the lease is asked for before each removal.
+func TestForgetStopsWithoutALease(t *testing.T) {
+	r := newRetained(t)
+	r.timed(6)
+	r.atRemoval(2, func() { r.pass(7 * time.Second) })
+	_, err := r.keepLast(1)
+	transient(t, err)
+	require.ErrorContains(t, err, ErrNoLease.Error())
+	require.Len(t, r.on(0), 4)
+	require.Len(t, r.on(1), 4)
+	require.Contains(t, r.on(0), r.newest())
+	r.rig.node.Lease.renew(1, r.now)
+	result, err := r.keepLast(1)
+	require.NoError(t, err)
+	require.Equal(t, workspace.ForgetResult{Forgotten: 3, Kept: 1}, result)
+	r.holds(r.newest())
+}
+
+// Invariant 7: whether a newer instance is recorded is asked again after every few removals.
+func TestForgetStopsForANewerInstance(t *testing.T) {
+	r := newRetained(t)
+	r.timed(askEvery + 6)
+	r.atRemoval(3, func() {
+		require.NoError(t, catalog.New(r.plain, storage.PolicyAll).RecordInstance(t.Context(), workspace.InstanceRecord{
+			WorkspaceID: id, Name: "atlas", Owner: "ada", Token: 2, Node: "node-2", Base: r.newest(),
+		}))
+	})
+	_, err := r.keepLast(1)
+	typed(t, err, workspace.ErrorStaleToken)
+	require.Len(t, r.on(0), 6, "it goes on to the next look at most")
+	require.Contains(t, r.on(1), r.newest())
+}
+
+// A removal that one store did not hear of is gone on with.
+func TestForgetAfterHalfARemoval(t *testing.T) {
+	r := newRetained(t)
+	r.timed(4)
+	r.stores[1].Inject(faulty.Rule{Op: faulty.Delete, Match: func(key string) bool { return strings.Contains(key, "/snapshots/") }, Kind: faulty.Error, Err: errors.New("away")})
+	_, err := r.keepLast(1)
+	transient(t, err)
+	require.Len(t, r.on(0), 3)
+	require.Len(t, r.on(1), 4)
+	r.stores[1].Clear()
+	result, err := r.keepLast(1)
+	require.NoError(t, err)
+	require.Equal(t, workspace.ForgetResult{Forgotten: 3, Kept: 1}, result)
+	r.holds(r.newest())
+}
+
+// A store that was away and lacks commits gets them first; it does not keep snapshots from being forgotten until the
+// workspace is stopped.
+func TestForgetMendsALateCatalog(t *testing.T) {
+	r := newRetained(t)
+	r.timed(4)
+	for _, sequence := range []int{2, 4} {
+		require.NoError(t, os.Remove(r.commitPath(1, sequence)))
+	}
+	result, err := r.keepLast(1)
+	require.NoError(t, err)
+	require.Equal(t, workspace.ForgetResult{Forgotten: 3, Kept: 1}, result)
+	require.FileExists(t, r.commitPath(1, 2))
+	r.holds(r.newest())
+}
+
+// A clock that was wrong makes a snapshot the newest by its time for ever. It stays, and keeps no other from going.
+func TestForgetWithAClockThatWasWrong(t *testing.T) {
+	r := newRetained(t)
+	r.timed(2)
+	repository, err := r.node.repository(t.Context(), id, r.sealed.Password)
+	require.NoError(t, err)
+	r.sequence++
+	future, err := repository.Backup(t.Context(), r.content(1), snapshot.BackupOptions{
+		Kind: snapshot.Live, Hostname: "holdfast-atlas", Paths: []string{"/workspace"}, Time: time.Now().Add(1000 * time.Hour),
+		Tags: tagsOf(workspace.BackupInput{Target: r.target, TimedSequence: r.sequence}),
+	})
+	require.NoError(t, err)
+	require.NoError(t, repository.Close())
+	require.NoError(t, r.catalog.Commit(t.Context(), workspace.Commit{WorkspaceID: id, Token: 1, Sequence: r.sequence, Snapshot: future.Snapshot, Kind: "live", Timed: true}, nil))
+	r.timed(2)
+	result, err := r.keepLast(1)
+	require.NoError(t, err)
+	require.Equal(t, workspace.ForgetResult{Forgotten: 3, Kept: 2}, result)
+	r.holds(future.Snapshot, r.newest())
+}
+
+// What stores lack of the repository because they were away is copied before what nothing needs is removed.
+func TestPruneBringsLateStoresUpToDate(t *testing.T) {
+	r := newRetained(t)
+	r.timed(3)
+	_, err := r.keepLast(1)
+	require.NoError(t, err)
+	require.NoError(t, os.RemoveAll(r.path(1, workspace.RepositoryPrefix(id)+"/data")))
+	pruned, err := run(r.rig, r.node.Prune, workspace.PruneInput{Target: r.target, Head: r.newest()})
+	require.NoError(t, err)
+	require.Positive(t, pruned.Bytes)
+	r.holds(r.newest())
+	require.Equal(t, r.bytes(0), r.bytes(1))
+	r.check()
+}
+
+// Invariant 7: a prune asks before it removes what was there, and what it leaves is whole.
+func TestPruneStopsWithoutALease(t *testing.T) {
+	for _, part := range []string{"/index/", "/data/"} {
+		t.Run(part, func(t *testing.T) {
+			r := newRetained(t)
+			r.timed(3)
+			_, err := r.keepLast(1)
+			require.NoError(t, err)
+			before := r.bytes(0)
+			gone := false
+			r.stores[0].Inject(faulty.Rule{Op: faulty.List, Match: func(key string) bool {
+				// The last look before indexes go is at everything; the one after that, before packs go, at indexes alone.
+				if !gone && strings.Contains(key, "/locks/") && r.pruneIs(part) {
+					gone = true
+					r.pass(7 * time.Second)
+				}
+				return false
+			}, Kind: faulty.Error})
+			_, err = run(r.rig, r.node.Prune, workspace.PruneInput{Target: r.target, Head: r.newest()})
+			require.True(t, gone)
+			transient(t, err)
+			require.ErrorContains(t, err, ErrNoLease.Error())
+			require.GreaterOrEqual(t, r.bytes(0), before, "no pack was removed")
+			r.stores[0].Clear()
+			r.holds(r.newest())
+			r.rig.node.Lease.renew(1, r.now)
+			_, err = run(r.rig, r.node.Prune, workspace.PruneInput{Target: r.target, Head: r.newest()})
+			require.NoError(t, err)
+			require.Less(t, r.bytes(0), before)
+			r.holds(r.newest())
+			r.check()
+		})
+	}
+}
+
+// pruneIs says whether a prune has come to the removal of indexes (new ones are there), or of packs (old ones are gone).
+func (r *retained) pruneIs(part string) bool {
+	entries, err := os.ReadDir(r.path(0, workspace.RepositoryPrefix(id)+"/index"))
+	if err != nil {
+		return false
+	}
+	if part == "/index/" {
+		return len(entries) > 3
+	}
+	return len(entries) == 1
+}

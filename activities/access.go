@@ -198,17 +198,22 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 			result.Snapshots[len(result.Snapshots)-1].Excluded = commit.Excluded.Count
 		}
 	}
-	stored, err := c.stored(ctx, state.ID)
-	if err != nil {
+	stored, unseen, err := c.stored(ctx, state.ID)
+	switch {
+	case err != nil:
 		result.Notes = append(result.Notes, "what the stores hold could not be listed, so that snapshots which no commit names are not shown, and those which were forgotten are: "+err.Error())
-	} else {
+	case unseen != nil:
+		// One that is only where nobody could look is not one that was forgotten.
+		result.Notes = append(result.Notes, "not all that the stores hold could be seen, so that some snapshots which no commit names may be missing, and those which were forgotten are shown: "+unseen.Error())
+	default:
 		for i := range stored {
 			delete(timed, stored[i].ID)
 		}
-		result.Snapshots = append(uncommitted(stored, known), slices.DeleteFunc(result.Snapshots, func(line workspace.SnapshotLine) bool {
+		result.Snapshots = slices.DeleteFunc(result.Snapshots, func(line workspace.SnapshotLine) bool {
 			return timed[line.Snapshot] && !line.Head
-		})...)
+		})
 	}
+	result.Snapshots = append(uncommitted(stored, known), result.Snapshots...)
 	if extra := len(result.Snapshots) - mostSnapshots; extra > 0 {
 		result.Snapshots = result.Snapshots[extra:]
 		result.Notes = append(result.Notes, fmt.Sprintf("%d older snapshots are not shown", extra))
@@ -216,30 +221,30 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 	return result, nil
 }
 
-// stored lists the snapshots of a workspace's repository.
-func (c *Control) stored(ctx context.Context, id string) ([]snapshot.Info, error) {
+// stored lists the snapshots of a workspace's repository, and says why there may be more.
+func (c *Control) stored(ctx context.Context, id string) (infos []snapshot.Info, unseen, err error) {
 	wrapped, err := c.Catalog.Password(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	password, err := c.Master.Unwrap(ctx, keys.PurposeRepositoryPassword, wrapped.Wrapped)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	stores, err := c.Catalog.StoresOf(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	mirror, err := repositoryMirror(c.Catalog, stores, id, c.Stores)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	repository, err := snapshot.Open(ctx, mirror, password, c.Snapshots)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer repository.Close()
-	return repository.Snapshots(ctx)
+	return repository.SnapshotsSeen(ctx)
 }
 
 // uncommitted are the snapshots that no commit names: recovered ones, those of stock restic, and those whose commit was

@@ -90,11 +90,14 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 	return result, err
 }
 
-// tagsOf are the tags of a snapshot. That of a timed one says which commit is to name it (commitIn).
+// tagsOf are the tags of a snapshot. They say which commit is to name it (commitIn).
 func tagsOf(input workspace.BackupInput) []string {
 	tags := []string{"holdfast", fmt.Sprintf("%s%d", tagToken, input.Target.Token)}
-	if input.TimedSequence > 0 {
-		tags = append(tags, fmt.Sprintf("%s%d", tagSequence, input.TimedSequence))
+	if input.Sequence > 0 {
+		tags = append(tags, fmt.Sprintf("%s%d", tagSequence, input.Sequence))
+	}
+	if input.Timed {
+		tags = append(tags, tagTimed)
 	}
 	return tags
 }

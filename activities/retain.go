@@ -15,10 +15,12 @@ import (
 	"holdfast/workspace"
 )
 
-// The tags by which a timed snapshot says which commit is to name it. Only that commit makes it one that may be forgotten.
+// The tags by which a snapshot says which commit is to name it, and that a timer made it. Only that commit makes it one that
+// may be forgotten.
 const (
 	tagToken    = "token:"
 	tagSequence = "sequence:"
+	tagTimed    = "timed"
 )
 
 const (
@@ -63,14 +65,10 @@ func (n *Node) forget(ctx context.Context, input workspace.ForgetInput) (workspa
 		return result, fmt.Errorf("listing snapshots: %w", err)
 	}
 	stored := map[string]bool{}
-	var keys []catalog.CommitKey
 	for i := range infos {
 		stored[infos[i].ID] = true
-		if key, ok := commitIn(&infos[i]); ok {
-			keys = append(keys, key)
-		}
 	}
-	history, err := n.agreed(ctx, input.Target, input.Head, keys)
+	history, err := n.agreed(ctx, input.Target, input.Head, commitsOf(infos))
 	if err != nil {
 		return result, err
 	}
@@ -108,9 +106,30 @@ func (n *Node) forget(ctx context.Context, input workspace.ForgetInput) (workspa
 	return result, err
 }
 
-// commitIn is which commit a snapshot says is to name it; ok is false for one that no timer made.
+// commitsOf are the commits that decide over snapshots: those that are to name what a timer made, and of each instance of which
+// there is any of that the newest, which says what the instance ended with.
+func commitsOf(infos []snapshot.Info) (keys []catalog.CommitKey) {
+	timed, newest := map[uint64]bool{}, map[uint64]uint64{}
+	for i := range infos {
+		key, ok := commitIn(&infos[i])
+		if !ok {
+			continue
+		}
+		newest[key.Token] = max(newest[key.Token], key.Sequence)
+		if slices.Contains(infos[i].Tags, tagTimed) {
+			timed[key.Token] = true
+			keys = append(keys, key)
+		}
+	}
+	for token := range timed {
+		keys = append(keys, catalog.CommitKey{Token: token, Sequence: newest[token]})
+	}
+	return keys
+}
+
+// commitIn is which commit a snapshot says is to name it; ok is false for one that says nothing of that.
 func commitIn(info *snapshot.Info) (key catalog.CommitKey, ok bool) {
-	if info.Kind != snapshot.Live {
+	if info.Kind != snapshot.Live && info.Kind != snapshot.Final {
 		return key, false
 	}
 	for _, tag := range info.Tags {

@@ -2,6 +2,7 @@ package activities
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,11 +60,7 @@ func (r *retained) make(timed bool, commit func(*workspace.Commit) bool) string 
 	r.sequence++
 	r.write(r.target.Token, "notes.txt", fmt.Sprintf("instance %d, version %d\n", r.target.Token, r.sequence))
 	r.write(r.target.Token, "large", strings.Repeat(fmt.Sprintf("%d.%d ", r.target.Token, r.sequence), 40000))
-	input := workspace.BackupInput{Target: r.target, Kind: "live"}
-	if timed {
-		input.TimedSequence = r.sequence
-	}
-	made, err := run(r.rig, r.node.Backup, input)
+	made, err := run(r.rig, r.node.Backup, workspace.BackupInput{Target: r.target, Kind: "live", Sequence: r.sequence, Timed: timed})
 	require.NoError(r.t, err)
 	c := commitOf(r.target, made)
 	c.Sequence, c.Kind, c.Timed = r.sequence, "live", timed
@@ -131,13 +128,7 @@ func TestForgetAndPrune(t *testing.T) {
 	person := r.make(false, nil)
 	removal := r.finishedLive()
 	require.NoError(t, runPlain(r.rig, r.node.RemoveInstance, removal))
-	// A person goes back to an older one.
-	r.target, r.sequence = r.rig.target(2), 0
-	r.record(2, base)
-	_, err := run(r.rig, r.node.PrepareContent, workspace.PrepareContentInput{Target: r.target, Snapshot: base})
-	require.NoError(t, err)
-	_, err = run(r.rig, r.node.StartInstance, workspace.StartInstanceInput{Target: r.target, Image: "image:", Secrets: r.sealed.Secrets})
-	require.NoError(t, err)
+	r.goBack(base)
 	uncommitted := r.make(true, func(*workspace.Commit) bool { return false })
 	r.sequence--
 	others := r.make(true, func(c *workspace.Commit) bool { c.Snapshot = uncommitted; c.Timed = false; return true })
@@ -193,14 +184,73 @@ func TestForgetAndPrune(t *testing.T) {
 	require.ElementsMatch(t, kept, shown, "what was forgotten is not listed")
 }
 
+// A snapshot that is only where nobody can look now, or that nobody can read, was not forgotten, and a person who looks for it
+// is not told so.
+func TestWhatCannotBeSeenIsListed(t *testing.T) {
+	for name, hide := range map[string]func(t *testing.T, r *retained){
+		"its store cannot be listed": func(t *testing.T, r *retained) {
+			require.NoError(t, os.Remove(r.path(0, workspace.RepositoryPrefix(id)+"/snapshots/"+r.snapshots[0])))
+			r.stores[1].Inject(faulty.Rule{Op: faulty.List, Match: func(key string) bool { return strings.Contains(key, "/snapshots/") }, Kind: faulty.Error, Err: errors.New("away")})
+		},
+		"it is damaged": func(t *testing.T, r *retained) {
+			for store := range r.dirs {
+				path := r.path(store, workspace.RepositoryPrefix(id)+"/snapshots/"+r.snapshots[0])
+				require.NoError(t, os.Remove(path))
+				require.NoError(t, os.WriteFile(path, []byte("what is left of it after the disk failed"), 0o644))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRetained(t)
+			r.timed(3)
+			r.fleet(nil).states[workspace.WorkflowID("atlas")] = workspace.State{ID: id, Name: "atlas", Token: 1, Head: &workspace.Commit{Snapshot: r.newest()}}
+			hide(t, r)
+			listed, err := run(r.rig, r.control.ListSnapshots, workspace.SnapshotsInput{Name: "atlas"})
+			require.NoError(t, err)
+			var shown []string
+			for _, line := range listed.Snapshots {
+				shown = append(shown, line.Snapshot)
+			}
+			require.Equal(t, r.snapshots, shown)
+			require.Len(t, listed.Notes, 1)
+			require.Contains(t, listed.Notes[0], "not all that the stores hold could be seen")
+		})
+	}
+}
+
+// goBack has a person go back to an older version, with a new instance.
+func (r *retained) goBack(base string) {
+	r.t.Helper()
+	r.target, r.sequence = r.rig.target(r.target.Token+1), 0
+	r.record(r.target.Token, base)
+	_, err := run(r.rig, r.node.PrepareContent, workspace.PrepareContentInput{Target: r.target, Snapshot: base})
+	require.NoError(r.t, err)
+	_, err = run(r.rig, r.node.StartInstance, workspace.StartInstanceInput{Target: r.target, Image: "image:", Secrets: r.sealed.Secrets})
+	require.NoError(r.t, err)
+}
+
+// An instance that ended without a final snapshot, because its node was lost, and that was gone on without from an older
+// version, because the store with its newest was away then: what a timer made of it last is all that is left of its work.
+func TestForgetKeepsWhatAnInstanceEndedWith(t *testing.T) {
+	r := newRetained(t)
+	r.timed(4)
+	base, last := r.snapshots[1], r.newest()
+	r.goBack(base)
+	r.timed(3)
+	result, err := r.keepLast(1)
+	require.NoError(t, err)
+	require.Equal(t, workspace.ForgetResult{Forgotten: 4, Kept: 3}, result)
+	r.holds(base, last, r.newest())
+}
+
 // finishedLive is rig.finished after live snapshots.
 func (r *retained) finishedLive() workspace.RemoveInstanceInput {
 	r.t.Helper()
 	require.NoError(r.t, r.halt(workspace.StopInstanceInput{Target: r.target, GraceSeconds: 1}))
-	made, err := run(r.rig, r.node.Backup, workspace.BackupInput{Target: r.target, Kind: "final"})
+	r.sequence++
+	made, err := run(r.rig, r.node.Backup, workspace.BackupInput{Target: r.target, Kind: "final", Sequence: r.sequence})
 	require.NoError(r.t, err)
 	c := commitOf(r.target, made)
-	r.sequence++
 	c.Sequence = r.sequence
 	require.NoError(r.t, runPlain(r.rig, r.node.Commit, workspace.CommitInput{Target: r.target, Commit: c}))
 	return workspace.RemoveInstanceInput{Target: r.target, Snapshot: made.Backup.Snapshot, StatDigest: made.StatDigest}
@@ -370,6 +420,27 @@ func TestForgetStopsWithoutALease(t *testing.T) {
 	r.holds(r.newest())
 }
 
+// A command that ends it is heard between two removals: what waits for the lock on the node does not wait for all of them.
+func TestForgetIsCutBetweenRemovals(t *testing.T) {
+	r := newRetained(t)
+	r.timed(6)
+	_, err := run(r.rig, func(ctx context.Context, input workspace.ForgetInput) (workspace.ForgetResult, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		r.atRemoval(2, cancel)
+		return r.node.Forget(ctx, input)
+	}, workspace.ForgetInput{Target: r.target, Retention: workspace.Retention{Last: 1}, Head: r.newest()})
+	require.ErrorContains(t, err, context.Canceled.Error())
+	for store := range r.dirs {
+		require.GreaterOrEqual(t, len(r.on(store)), 4, "it went on")
+		require.Contains(t, r.on(store), r.newest())
+	}
+	r.stores[1].Clear()
+	_, err = r.keepLast(1)
+	require.NoError(t, err, "it holds no lock, and is gone on with")
+	r.holds(r.newest())
+}
+
 // Invariant 7: whether a newer instance is recorded is asked again after every few removals.
 func TestForgetStopsForANewerInstance(t *testing.T) {
 	r := newRetained(t)
@@ -425,7 +496,7 @@ func TestForgetWithAClockThatWasWrong(t *testing.T) {
 	r.sequence++
 	future, err := repository.Backup(t.Context(), r.content(1), snapshot.BackupOptions{
 		Kind: snapshot.Live, Hostname: "holdfast-atlas", Paths: []string{"/workspace"}, Time: time.Now().Add(1000 * time.Hour),
-		Tags: tagsOf(workspace.BackupInput{Target: r.target, TimedSequence: r.sequence}),
+		Tags: tagsOf(workspace.BackupInput{Target: r.target, Sequence: r.sequence, Timed: true}),
 	})
 	require.NoError(t, err)
 	require.NoError(t, repository.Close())

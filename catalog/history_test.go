@@ -48,6 +48,11 @@ func TestAlike(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, snapshots[2], headed.Head)
 	require.Equal(t, []workspace.Commit{commit(2, 1, snapshots[1]), commit(2, 2, snapshots[2])}, headed.Commits)
+
+	require.NoError(t, c.RecordInstance(ctx, record(3, snapshots[1])))
+	older, err := c.Alike(ctx, id, []catalog.CommitKey{{Token: 1, Sequence: 3}})
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{snapshots[1], snapshots[3]}, older.Bases, "of every instance since")
 }
 
 // Whatever the policy is, one store that does not answer, or says anything else, is enough for no answer.

@@ -318,18 +318,25 @@ func (r *Repository) ID() string { return r.config.ID }
 // Snapshots lists the repository's snapshots, oldest first. A snapshot file that no provider has whole is left out and
 // logged; one of a provider that cannot be reached is not known.
 func (r *Repository) Snapshots(ctx context.Context) ([]Info, error) {
-	found, damaged, err := r.snapshots(ctx)
+	infos, _, err := r.SnapshotsSeen(ctx)
+	return infos, err
+}
+
+// SnapshotsSeen is Snapshots, and says in unseen why there may be more of them: a provider could not be listed, or a snapshot
+// could not be read. It is nil when these are all.
+func (r *Repository) SnapshotsSeen(ctx context.Context) (infos []Info, unseen, err error) {
+	found, damaged, l, err := r.listSnapshots(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, err := range damaged {
 		r.log.Warn("a snapshot cannot be read", "error", err)
 	}
-	infos := make([]Info, len(found))
+	infos = make([]Info, len(found))
 	for i, s := range found {
 		infos[i] = s.info()
 	}
-	return infos, nil
+	return infos, errors.Join(l.failure(), unreadable(l, damaged)), nil
 }
 
 // Omissions are the things that a snapshot says it does not hold as they were; none for a snapshot of stock restic.

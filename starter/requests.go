@@ -40,7 +40,7 @@ func startFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "env", Usage: "environment `NAME=VALUE`, or NAME to take it from here; repeatable"},
 		&cli.StringSliceFlag{Name: "env-file", Usage: "read environment from `FILE` (NAME=VALUE lines); repeatable"},
 		&cli.StringFlag{Name: flagSnapshotEvery, Usage: "snapshot it this often while it runs: a `TIME` from 10s to 24h, or off (default: 5m; a stopped one keeps what it has)"},
-		&cli.StringFlag{Name: flagRetention, Usage: "which of those snapshots are kept: a `LIST` such as last=12,hourly=24,daily=14 (the default), or none: nothing is ever forgotten"},
+		&cli.StringFlag{Name: flagRetention, Usage: "which of those snapshots are kept: a `LIST` such as last=12,hourly=24,daily=14 (the default; a stopped one keeps what it has), or none: nothing is ever forgotten"},
 		&cli.StringSliceFlag{Name: flagHook, Usage: "run a command in it: `HOOK` is WHEN[,timeout=30s][,on-error=continue|fail]:COMMAND, WHEN one of pre-stop, pre-snapshot, post-snapshot; repeatable; none takes all away"},
 		&cli.StringFlag{Name: flagIdleStop, Usage: "stop it, through a backup, when nobody is connected and nothing works in it for this `TIME`, from 1m to 2160h, such as 2h (default: off; a stopped one keeps what it has)"},
 		&cli.StringFlag{Name: flagLifetime, Usage: "stop it, through a backup, this `TIME` after its start, used or not, from 1m to 2160h, such as 72h (default: off; a stopped one keeps what it has)"},

@@ -24,6 +24,7 @@ import (
 type world struct {
 	t           *testing.T
 	environment *testsuite.TestWorkflowEnvironment
+	input       workspace.Input // with which the workspace begins
 
 	// mutex guards what follows: an activity that was cancelled with the workflow may still be running when that has ended.
 	mutex sync.Mutex
@@ -101,7 +102,7 @@ func newEnvironment() *testsuite.TestWorkflowEnvironment {
 // emptyWorld is a world whose activities are for any worker.
 func emptyWorld(t *testing.T) *world {
 	return &world{
-		t: t, attempts: map[string]int{},
+		t: t, input: workspace.Input{Name: "atlas", Owner: "ada"}, attempts: map[string]int{},
 		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, hooks: map[workspace.HookPoint]int64{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{}, kinds: map[string]string{},
 		nodes: map[string]workspace.NodeState{
 			nodeOne: {Info: workspace.NodeInfo{Name: nodeOne}, Phase: workspace.NodeReady, Epoch: 1},
@@ -492,7 +493,7 @@ func (w *world) look(at time.Duration) *workspace.State {
 // run runs the workflow until the given time, when it is cancelled.
 func (w *world) run(until time.Duration) {
 	w.environment.RegisterDelayedCallback(w.environment.CancelWorkflow, until)
-	w.environment.ExecuteWorkflow(workspace.WorkspaceWorkflow, workspace.Input{Name: "atlas", Owner: "ada"})
+	w.environment.ExecuteWorkflow(workspace.WorkspaceWorkflow, w.input)
 	require.True(w.t, w.environment.IsWorkflowCompleted())
 	w.end()
 	require.Empty(w.t, w.violated)

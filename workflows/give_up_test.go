@@ -49,6 +49,29 @@ func TestAStartDoesNotWaitForWhatItGivesUp(t *testing.T) {
 	}
 }
 
+// So is forgetting old snapshots, and removing what nothing needs: a stop is not held up by a node that has not heard of it yet.
+// What it then does there waits for the lock on the node (TestEveryOperationWaitsForTheOneBefore).
+func TestAStopDoesNotWaitForARetention(t *testing.T) {
+	c := dial(t)
+	for _, name := range []string{workspace.ActivityForget, workspace.ActivityPrune} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, c, t.Name(), atlas)
+			s.retainsNext()
+			begun, over := make(chan struct{}), make(chan struct{})
+			defer close(over) // before the workers are stopped, which wait for it
+			s.deaf = func(_ context.Context, activityName string) {
+				if activityName == name {
+					begun <- struct{}{}
+					<-over
+				}
+			}
+			s.startWith(startEvery(workspace.MinSnapshotEvery))
+			<-begun
+			s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
+		})
+	}
+}
+
 // invariant 6: what was begun on a node and is given up has ended there before it is undone. This needs a real server, too.
 func TestWhatWasBegunEndsBeforeItIsUndone(t *testing.T) {
 	c := dial(t)

@@ -51,7 +51,6 @@ type scene struct {
 	client server
 	name   string
 	id     string
-	input  workspace.Input // with which the workspace begins
 	asked  int
 	lease  *leaseScript
 	leases *leaseTaker
@@ -230,11 +229,7 @@ var scenarios = []scenario{
 		s.until("stopped", func(state workspace.State) bool { return state.Phase == workspace.Stopped && state.Operation == nil })
 	}},
 	{"retention", atlas, func(s *scene) {
-		// As one that continued as new with eleven of twelve.
-		s.input.State = &workspace.State{
-			Name: "atlas", ID: "abcdefghijklmnopqrstuvwxyz", Owner: "ada", Phase: workspace.Pending, Incomplete: true,
-			Retaining: &workspace.Retaining{Made: workspace.RetainEvery - 1, Time: time.Date(2026, 1, 25, 12, 0, 0, 0, time.UTC)},
-		}
+		s.retainsNext()
 		s.failing(func(name string, _ int) error {
 			if name == workspace.ActivityForget {
 				return errors.New("no route to the store")
@@ -400,7 +395,7 @@ func dial(t *testing.T) server {
 
 func newScene(t *testing.T, c server, name, id string) *scene {
 	t.Helper()
-	s := &scene{world: emptyWorld(t), client: c, id: id, name: name, lease: &leaseScript{}, input: workspace.Input{Name: "atlas", Owner: "ada"}}
+	s := &scene{world: emptyWorld(t), client: c, id: id, name: name, lease: &leaseScript{}}
 	s.work()
 	t.Cleanup(func() { _ = c.TerminateWorkflow(context.Background(), s.id, "", "recorded") }) // some have ended
 	return s

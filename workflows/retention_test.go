@@ -29,6 +29,15 @@ func retainedWorld(t *testing.T, hours int) *world {
 // twelfth is when the n-th retention begins.
 func twelfth(n int) time.Duration { return time.Duration(n*workspace.RetainEvery)*every - time.Minute }
 
+// retainsNext has the workspace be one that continued as new with all but one of the snapshots that make a retention due, and
+// whose stores hold what no snapshot needs.
+func (w *world) retainsNext() {
+	w.input.State = &workspace.State{
+		Name: "atlas", ID: "abcdefghijklmnopqrstuvwxyz", Owner: "ada", Phase: workspace.Pending, Incomplete: true,
+		Retaining: &workspace.Retaining{Made: workspace.RetainEvery - 1, Time: time.Date(2026, 1, 25, 12, 0, 0, 0, time.UTC)},
+	}
+}
+
 // Right after every twelfth timed snapshot the older ones are forgotten, and once a day what nothing needs is removed, before
 // more is forgotten.
 func TestRetention(t *testing.T) {
@@ -90,6 +99,23 @@ func TestNoRetention(t *testing.T) {
 	require.True(t, w.commits[1].Timed)
 }
 
+// What a person says of it when a stopped workspace is started counts from then on, and stays when nothing is said.
+func TestRetentionOfAStoppedWorkspace(t *testing.T) {
+	w := retainedWorld(t, 9)
+	w.ask(0, workspace.UpdateStart, startEvery(every))
+	w.ask(time.Hour, workspace.UpdateStop, workspace.StopRequest{})
+	spec := *startEvery(every).Spec
+	spec.Retention = workspace.Retention{Off: true}
+	w.ask(time.Hour+2*time.Minute, workspace.UpdateStart, workspace.StartRequest{Spec: &spec})
+	w.ask(2*time.Hour, workspace.UpdateStop, workspace.StopRequest{})
+	w.ask(2*time.Hour+2*time.Minute, workspace.UpdateStart, workspace.StartRequest{})
+	last := w.look(8 * time.Hour)
+	w.run(9 * time.Hour)
+	require.Equal(t, workspace.Running, last.Phase)
+	require.Equal(t, spec.Retention, last.Spec.Retention)
+	require.Empty(t, w.forgets, "nothing is ever to be forgotten")
+}
+
 // What an instance began with is named to the node, and counting goes on over a stop.
 func TestRetentionOverAStop(t *testing.T) {
 	w := retainedWorld(t, 5)
@@ -110,6 +136,7 @@ func TestRetentionFailingWithEveryError(t *testing.T) {
 		for _, name := range []string{workspace.ActivityForget, workspace.ActivityPrune} {
 			for _, lost := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/%s/lost=%t", name, kind, lost), func(t *testing.T) {
+					t.Parallel()
 					w := retainedWorld(t, 9)
 					w.inject(name, fault, lost, 1)
 					w.ask(0, workspace.UpdateStart, startEvery(every))
@@ -229,6 +256,31 @@ func TestCommandsInterruptRetention(t *testing.T) {
 			require.ErrorContains(t, rejected, "it is not stuck (Running)")
 			require.Equal(t, workspace.Running, after.Phase)
 		})
+	}
+}
+
+// Cancelling the workflow at each of its calls loses nothing: what the person last had is found by the state that is left.
+func TestCancellationAtEveryCallOfRetention(t *testing.T) {
+	life := func(cancelAt int) *world {
+		w := newWorld(t)
+		w.fail = func(string, int) error {
+			if len(w.calls) == cancelAt {
+				w.environment.CancelWorkflow()
+			}
+			return nil
+		}
+		livesOfWaits["retention"](w)
+		w.run(5 * time.Hour)
+		return w
+	}
+	whole := life(0)
+	require.Len(t, whole.prunes, 1)
+	require.Len(t, whole.forgets, 1)
+	for n := 1; n <= len(whole.calls); n++ {
+		w := life(n)
+		require.True(t, w.fullCopy(), whole.calls[n-1])
+		require.True(t, w.findable(w.state()), "%s: %+v", whole.calls[n-1], w.state())
+		require.Error(t, w.environment.GetWorkflowError())
 	}
 }
 

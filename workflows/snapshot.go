@@ -50,12 +50,12 @@ var errUnchanged = errors.New("nothing has changed")
 func (w *entity) snapshot(ctx workflow.Context, target workspace.Target, how capture, sequence *uint64) (workspace.Commit, []string, *workspace.Backup, error) {
 	for again := time.Second; ; again = min(2*again, slowest) {
 		began := workflow.Now(ctx)
-		input := workspace.BackupInput{Target: target, Kind: how.kind}
+		input := workspace.BackupInput{Target: target, Kind: how.kind, Sequence: *sequence + 1, Timed: how.timed}
 		if how.kind == "live" {
 			input.PreSnapshot, input.PostSnapshot = w.state.Spec.Hook(workspace.HookPreSnapshot), w.state.Spec.Hook(workspace.HookPostSnapshot)
 		}
 		if how.timed {
-			input.UnlessStatDigest, input.TimedSequence = w.protection().StatDigest, *sequence+1
+			input.UnlessStatDigest = w.protection().StatDigest
 		}
 		w.step(ctx, workspace.StepBackup, how.kind+" snapshot")
 		var result workspace.BackupResult

@@ -29,7 +29,8 @@ func (w *entity) start(ctx workflow.Context, request *workspace.StartRequest) er
 		if request.Spec.Image != "" {
 			w.state.Spec.Image = request.Spec.Image
 		}
-		w.state.Spec.Snapshots, w.state.Spec.Hooks, w.state.Spec.StopGraceSeconds = request.Spec.Snapshots, request.Spec.Hooks, request.Spec.StopGraceSeconds
+		w.state.Spec.Snapshots, w.state.Spec.Retention = request.Spec.Snapshots, request.Spec.Retention
+		w.state.Spec.Hooks, w.state.Spec.StopGraceSeconds = request.Spec.Hooks, request.Spec.StopGraceSeconds
 		w.state.Spec.Stop = request.Spec.Stop
 	}
 	plan := launch{only: request.Node, exclude: request.NotNode}

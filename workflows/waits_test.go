@@ -75,6 +75,12 @@ var livesOfWaits = map[string]lifeOfWaits{
 		w.work(30 * time.Minute)
 		w.ask(2*time.Hour, workspace.UpdateStart, workspace.StartRequest{})
 	},
+	"retention": func(w *world) {
+		w.retainsNext()
+		w.ask(0, workspace.UpdateStart, startEvery(20*time.Minute))
+		w.work(10 * time.Minute)
+		w.ask(30*time.Minute, workspace.UpdateStop, workspace.StopRequest{})
+	},
 	"move": func(w *world) {
 		w.ask(0, workspace.UpdateStart, start())
 		w.ask(time.Hour, workspace.UpdateMove, workspace.MoveRequest{})

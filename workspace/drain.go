@@ -339,7 +339,7 @@ func underWay(state State) []Operation {
 // beside a running instance.
 func (s State) BusyWith() (Operation, bool) {
 	for _, operation := range underWay(s) {
-		if operation.Kind != OperationSnapshot && operation.Kind != OperationSalvage {
+		if operation.Kind != OperationSnapshot && operation.Kind != OperationRetain && operation.Kind != OperationSalvage {
 			return operation, true
 		}
 	}

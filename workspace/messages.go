@@ -279,9 +279,10 @@ type BackupInput struct {
 	Kind   string `json:"kind"` // live, final
 	// UnlessStatDigest is that of content which is stored already: while a live one still has it, nothing is stored.
 	UnlessStatDigest string `json:"unless_stat_digest,omitempty"`
-	// TimedSequence is set when a timer makes the snapshot: the sequence of the commit that is to name it, by which the
-	// snapshot itself tells where to look for its commit when older ones are to be forgotten.
-	TimedSequence uint64 `json:"timed_sequence,omitempty"`
+	// Sequence is that of the commit which is to name the snapshot, 0 for one that none will, and Timed is set when a timer
+	// makes it: by them the snapshot itself tells where to look for its commit when older ones are to be forgotten.
+	Sequence uint64 `json:"sequence,omitempty"`
+	Timed    bool   `json:"timed,omitempty"`
 	// PreSnapshot and PostSnapshot run around a live one, in every attempt.
 	PreSnapshot  *Hook `json:"pre_snapshot,omitempty"`
 	PostSnapshot *Hook `json:"post_snapshot,omitempty"`

@@ -23,7 +23,7 @@ type Retention struct {
 
 // DefaultRetention is what the zero value stands for: at the default interval an hour of every snapshot, a day of hours,
 // two weeks of days.
-var DefaultRetention = Retention{Last: 12, Hourly: 24, Daily: 14}
+func DefaultRetention() Retention { return Retention{Last: 12, Hourly: 24, Daily: 14} }
 
 // MaxRetained bounds each number of a retention: what is kept is looked at once for every run.
 const MaxRetained = 1000
@@ -80,7 +80,7 @@ func (r Retention) Validate() error {
 // orDefault is the retention that the zero value stands for.
 func (r Retention) orDefault() Retention {
 	if r == (Retention{}) {
-		return DefaultRetention
+		return DefaultRetention()
 	}
 	return r
 }
@@ -98,8 +98,9 @@ func (r Retention) numbers() string {
 }
 
 // Forget says which snapshots are to be forgotten: ids of snapshots that a timer made, that the commits name, and that are
-// stored. protected are those that stay whatever the retention says. The newest of the commits whose snapshots are stored
-// stays always, and so does every snapshot that a commit of another kind names.
+// stored. protected are those that stay whatever the retention says. Of every instance the newest of the commits whose snapshots
+// are stored stays always: when it ended without a final snapshot nothing else has what it had last, and the one after it may
+// have begun with something older. So does every snapshot that a commit of another kind names.
 //
 // The order is that of tokens and sequences. A commit's time only says into which hour and day it falls (invariant 3): with a
 // clock that was wrong, more or fewer of the older ones are kept, and the newest all the same.
@@ -110,14 +111,14 @@ func (r Retention) Forget(commits []Commit, stored, protected map[string]bool) [
 	r = r.orDefault()
 	timed := make([]Commit, 0, len(commits))
 	keep := map[string]bool{}
-	var newest *Commit
+	newest := map[uint64]*Commit{} // by token
 	for i := range commits {
 		commit := &commits[i]
 		if !stored[commit.Snapshot] {
 			continue
 		}
-		if commit.Newer(newest) {
-			newest = commit
+		if commit.Newer(newest[commit.Token]) {
+			newest[commit.Token] = commit
 		}
 		if commit.Timed && commit.Kind == "live" {
 			timed = append(timed, *commit)
@@ -125,10 +126,9 @@ func (r Retention) Forget(commits []Commit, stored, protected map[string]bool) [
 			keep[commit.Snapshot] = true
 		}
 	}
-	if newest == nil {
-		return nil
+	for _, commit := range newest {
+		keep[commit.Snapshot] = true
 	}
-	keep[newest.Snapshot] = true
 	slices.SortFunc(timed, func(a, b Commit) int { // the newest first
 		return cmp.Or(cmp.Compare(b.Token, a.Token), cmp.Compare(b.Sequence, a.Sequence))
 	})

@@ -118,6 +118,23 @@ func TestRetentionForgetsTimedOnesAlone(t *testing.T) {
 	require.NotContains(t, Retention{Last: 2}.Forget(commits, stored, nil), "s0001", "it was forgotten before")
 }
 
+// The newest of every instance stays: one that ended without a final snapshot, and after which another began with an older
+// version (a store was away, a person went back), has what it had last nowhere else.
+func TestRetentionKeepsWhatAnInstanceEndedWith(t *testing.T) {
+	commits, stored := timedEvery(60, time.Minute)
+	for i := range commits {
+		commits[i].Token = uint64(1 + i/20)
+	}
+	commits[39] = Commit{Token: 2, Sequence: 40, Snapshot: "s0040", Kind: "final"} // instance 2 was stopped
+	left := without(stored, Retention{Last: 2}.Forget(commits, stored, nil))
+	require.Equal(t, map[string]bool{"s0020": true, "s0040": true, "s0059": true, "s0060": true}, left)
+	// What is not stored any more was not the last.
+	delete(stored, "s0020")
+	delete(stored, "s0040")
+	left = without(stored, Retention{Last: 2}.Forget(commits, stored, nil))
+	require.Equal(t, map[string]bool{"s0019": true, "s0039": true, "s0059": true, "s0060": true}, left)
+}
+
 // randomHistory is a history with several tokens, kinds, gaps in what is stored, and clocks that jump.
 func randomHistory(random *rand.Rand) (commits []Commit, stored, protected map[string]bool) {
 	stored, protected = map[string]bool{}, map[string]bool{}
@@ -154,14 +171,14 @@ func TestRetentionProperties(t *testing.T) {
 		left := without(stored, forgotten)
 		say := fmt.Sprintf("seed %d, round %d, %s: %v of %+v", seed, round, r, forgotten, commits)
 
-		var newest *Commit
+		newest := map[uint64]*Commit{}
 		before, after := 0, 0
 		for i := range commits {
 			commit := &commits[i]
 			if stored[commit.Snapshot] {
 				before++
-				if commit.Newer(newest) {
-					newest = commit
+				if commit.Newer(newest[commit.Token]) {
+					newest[commit.Token] = commit
 				}
 			}
 			if left[commit.Snapshot] {
@@ -171,8 +188,8 @@ func TestRetentionProperties(t *testing.T) {
 				require.True(t, commit.Timed && commit.Kind == "live" && stored[commit.Snapshot] && !protected[commit.Snapshot], say)
 			}
 		}
-		if newest != nil {
-			require.NotContains(t, forgotten, newest.Snapshot, "the newest that is stored: %s", say)
+		for _, ended := range newest {
+			require.NotContains(t, forgotten, ended.Snapshot, "the newest of an instance that is stored: %s", say)
 			require.Positive(t, after, say)
 		}
 		require.Equal(t, before-after, len(forgotten), "each once: %s", say)

@@ -69,6 +69,8 @@ type world struct {
 	// preStop and preSnapshot are what the activity at work was given; hooks counts how often each has run.
 	preStop, preSnapshot *workspace.Hook
 	hooks                map[workspace.HookPoint]int64
+	// backups are what was asked for when a snapshot was made.
+	backups map[string]workspace.BackupInput
 	// forgets and prunes are what a retention asked for.
 	forgets []workspace.ForgetInput
 	prunes  []workspace.PruneInput
@@ -103,7 +105,7 @@ func newEnvironment() *testsuite.TestWorkflowEnvironment {
 func emptyWorld(t *testing.T) *world {
 	return &world{
 		t: t, input: workspace.Input{Name: "atlas", Owner: "ada"}, attempts: map[string]int{},
-		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, hooks: map[workspace.HookPoint]int64{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{}, kinds: map[string]string{},
+		records: map[uint64]workspace.InstanceRecord{}, content: map[string]string{}, started: map[string]bool{}, runs: map[string]bool{}, hooks: map[workspace.HookPoint]int64{}, placed: map[workspace.Placed]bool{}, versions: map[string]string{}, kinds: map[string]string{}, backups: map[string]workspace.BackupInput{},
 		nodes: map[string]workspace.NodeState{
 			nodeOne: {Info: workspace.NodeInfo{Name: nodeOne}, Phase: workspace.NodeReady, Epoch: 1},
 			nodeTwo: {Info: workspace.NodeInfo{Name: nodeTwo}, Phase: workspace.NodeReady, Epoch: 1},
@@ -296,7 +298,7 @@ func (w *world) register(registry activityRegistry) {
 				w.unchanged++
 				return workspace.BackupResult{Unchanged: true, Time: time.Unix(1000, 0).UTC(), Hooks: w.hooksDone(input.PreSnapshot, input.PostSnapshot)}, nil
 			}
-			w.versions[id], w.kinds[id] = held, input.Kind
+			w.versions[id], w.kinds[id], w.backups[id] = held, input.Kind, input
 			taken := time.Unix(1000, 0).UTC()
 			if w.clock != nil {
 				taken = w.clock()
@@ -315,7 +317,13 @@ func (w *world) register(registry activityRegistry) {
 	})
 	add(workspace.ActivityCommit, func(ctx context.Context, input workspace.CommitInput) error {
 		w.unheard(ctx, workspace.ActivityCommit)
-		_, err := doOn(w, input.Target.Node, workspace.ActivityCommit, func() (any, error) { return nil, w.commit(input.Commit) })
+		_, err := doOn(w, input.Target.Node, workspace.ActivityCommit, func() (any, error) {
+			// What a snapshot says of its commit is where a retention looks for it.
+			if made, here := w.backups[input.Commit.Snapshot]; here && (made.Sequence != input.Commit.Sequence || made.Timed != input.Commit.Timed) {
+				w.violated = append(w.violated, fmt.Sprintf("the snapshot of commit %d.%d says %d, timed %t", input.Commit.Token, input.Commit.Sequence, made.Sequence, made.Timed))
+			}
+			return nil, w.commit(input.Commit)
+		})
 		return err
 	})
 	add(workspace.ActivityRepair, func(ctx context.Context, input workspace.RepairInput) (workspace.RepairResult, error) {

@@ -30,15 +30,7 @@ func TestAStartDoesNotWaitForWhatItGivesUp(t *testing.T) {
 				case begun <- struct{}{}:
 				default:
 				}
-				for alive := time.NewTicker(100 * time.Millisecond); ; {
-					select {
-					case <-alive.C:
-						// Not activity.RecordHeartbeat, which falls silent once it has heard that this was given up.
-						_ = c.RecordActivityHeartbeat(context.WithoutCancel(ctx), activity.GetInfo(ctx).TaskToken)
-					case <-over:
-						return
-					}
-				}
+				hearNothing(ctx, c, over)
 			}
 			s.start()
 			require.NoError(t, s.ask(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}))
@@ -46,6 +38,21 @@ func TestAStartDoesNotWaitForWhatItGivesUp(t *testing.T) {
 			state := s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada"}, workspace.Running)
 			require.Equal(t, uint64(1), state.Instance.Adopted)
 		})
+	}
+}
+
+// hearNothing has an activity live on, and not hear that it is given up, until it is over.
+func hearNothing(ctx context.Context, c server, over <-chan struct{}) {
+	alive := time.NewTicker(100 * time.Millisecond)
+	defer alive.Stop()
+	for {
+		select {
+		case <-alive.C:
+			// Not activity.RecordHeartbeat, which falls silent once it has heard that this was given up.
+			_ = c.RecordActivityHeartbeat(context.WithoutCancel(ctx), activity.GetInfo(ctx).TaskToken)
+		case <-over:
+			return
+		}
 	}
 }
 
@@ -57,15 +64,17 @@ func TestAStopDoesNotWaitForARetention(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(t, c, t.Name(), atlas)
 			s.retainsNext()
+			s.input.State.Retaining.Made = workspace.RetainEvery // it is due as soon as there is a version
 			begun, over := make(chan struct{}), make(chan struct{})
 			defer close(over) // before the workers are stopped, which wait for it
-			s.deaf = func(_ context.Context, activityName string) {
+			s.deaf = func(ctx context.Context, activityName string) {
 				if activityName == name {
 					begun <- struct{}{}
-					<-over
+					hearNothing(ctx, c, over)
 				}
 			}
-			s.startWith(startEvery(workspace.MinSnapshotEvery))
+			s.startWith(startEvery(24 * time.Hour)) // the next snapshot ends it, too
+			require.NoError(t, s.ask(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"}))
 			<-begun
 			s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
 		})

@@ -305,4 +305,5 @@ func TestLossInterruptsRetention(t *testing.T) {
 	require.Equal(t, 1, w.attempts[workspace.ActivityForget])
 	require.Equal(t, workspace.Running, after.Phase, "%+v", after)
 	require.Equal(t, nodeTwo, after.Instance.Node)
+	require.Zero(t, after.Retaining.Failures, "it was not cut, and waited for what does not answer")
 }

@@ -14,7 +14,7 @@ import (
 	"holdfast/workspace"
 )
 
-// ErrDiffer: the stores' catalogs do not say the same of a workspace. Repair mends what one of them lacks.
+// ErrDiffer says that the stores' catalogs do not say the same of a workspace. Repair mends what one of them lacks.
 var ErrDiffer = errors.New("the stores' catalogs differ")
 
 // CommitKey names a commit.

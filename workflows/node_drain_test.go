@@ -42,8 +42,14 @@ func (g *guests) move(_ context.Context, input workspace.DrainInput) (workspace.
 		}
 		g.sent = append(g.sent, name)
 		g.on = slices.Delete(slices.Clone(g.on), i, i+1)
-		result.Departed = []workspace.DrainDeparture{{Name: name, To: "node-2"}}
 		break
+	}
+	// As the real one: who has left since the look that was noted last, also when a round between that nobody heard the end of
+	// has moved them.
+	for _, name := range input.On {
+		if !slices.Contains(g.on, name) {
+			result.Departed = append(result.Departed, workspace.DrainDeparture{Name: name, To: "node-2"})
+		}
 	}
 	result.On = g.on
 	for _, name := range g.on {

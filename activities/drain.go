@@ -74,7 +74,7 @@ func (d *drainRound) run(ctx context.Context) error {
 		return err
 	}
 	// A larger node takes longer to look at, and is looked at as much less often.
-	report, silence := max(d.report, 4*time.Since(began)), max(drainSilence, 4*time.Since(began))
+	report, silence := max(d.report, 4*time.Since(began), d.input.Report), max(drainSilence, 4*time.Since(began), d.input.Report)
 	if d.input.Round == 1 {
 		return nil // so that what has gone later is known to have been here
 	}

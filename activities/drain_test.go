@@ -140,13 +140,16 @@ func (f *drained) place(name string) *workspace.State {
 	return state
 }
 
-func (f *drained) round(on ...string) (workspace.DrainResult, error) {
+func (f *drained) round(on ...string) (workspace.DrainResult, error) { return f.reporting(0, on...) }
+
+// reporting is a round that goes on for so long at least.
+func (f *drained) reporting(report time.Duration, on ...string) (workspace.DrainResult, error) {
 	var suite testsuite.WorkflowTestSuite
 	environment := suite.NewTestActivityEnvironment()
 	environment.SetTestTimeout(3 * time.Minute)
 	environment.RegisterActivity(f.r.control.DrainNode)
 	value, err := environment.ExecuteActivity(f.r.control.DrainNode, workspace.DrainInput{
-		Node: "node-1", Plan: f.node.Drain.DrainPlan, Round: f.node.Drain.Round, On: on,
+		Node: "node-1", Plan: f.node.Drain.DrainPlan, Round: f.node.Drain.Round, On: on, Report: report,
 	})
 	var result workspace.DrainResult
 	if err == nil {
@@ -161,6 +164,25 @@ func (f *drained) names() (names []string) {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// A round that is to tell late does not wait with the next: all are moved in it, as many at once as the plan says.
+func TestDrainThatTellsLate(t *testing.T) {
+	f := newDrained(t, 10)
+	f.asks = func(name string) {
+		f.mutex.Lock()
+		under := f.all[name].Operation != nil
+		f.mutex.Unlock()
+		if under {
+			f.end(name, "")
+		}
+	}
+	result, err := f.reporting(time.Hour, f.names()...)
+	require.NoError(t, err)
+	require.Empty(t, result.On)
+	require.Len(t, result.Departed, 10)
+	require.Len(t, f.asked, 10)
+	require.LessOrEqual(t, f.most, 3)
 }
 
 // The first round only looks, so that everybody who leaves later is counted; then all are moved, each asked once, and never

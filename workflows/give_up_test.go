@@ -2,6 +2,7 @@ package workflows_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -148,4 +149,37 @@ func TestMoveGivenUpWhileItsBackupIsCommitted(t *testing.T) {
 	})
 	require.Equal(t, workspace.ErrorNodeLost, recent(t, &state, workspace.OperationMove).ErrorType)
 	require.Zero(t, s.called(workspace.ActivityStopInstance))
+}
+
+// A round of a drain that is ended is given up at once, and what it says afterwards is not taken for anything. This needs a real
+// server, too.
+func TestDrainGivenUpInARound(t *testing.T) {
+	c := dial(t)
+	s := newScene(t, c, t.Name(), "node/"+nodeOne)
+	begun, heard := make(chan struct{}), make(chan struct{})
+	s.deaf = func(ctx context.Context, _ string) {
+		close(begun)
+		for beats := time.NewTicker(100 * time.Millisecond); ; {
+			<-beats.C
+			if err := c.RecordActivityHeartbeat(context.WithoutCancel(ctx), activity.GetInfo(ctx).TaskToken); err != nil {
+				close(heard)
+				return
+			}
+		}
+	}
+	s.drainable()
+	s.order(workspace.OrderDrain)
+	<-begun
+	s.order(workspace.OrderUndrain)
+	select {
+	case <-heard:
+	case <-time.After(30 * time.Second):
+		require.FailNow(t, "the round goes on")
+	}
+	require.Eventually(t, func() bool { return s.called("moved") == 1 }, 30*time.Second, 20*time.Millisecond)
+	s.order(workspace.OrderCordon) // whatever the workflow heard of the round comes before it
+	s.drainIs(func(d *workspace.NodeDrain) bool {
+		require.Zero(t, d.Moved)
+		return d.End == workspace.DrainCancelled && slices.Equal(d.On, []string{"atlas"})
+	})
 }

@@ -22,6 +22,10 @@ const (
 	drainPause = 5 * time.Second
 	// drainSlowest is the longest: what a person who has mended something is willing to wait.
 	drainSlowest = 5 * time.Minute
+	// drainSparing is how long a round goes on at least once the history is long: it can continue as new only when the lease
+	// ends (leaseLength), and a round is a dozen events and the names of all that is there. In leaseLength that makes 720
+	// rounds, a sixth of the events that the server allows.
+	drainSparing = 2 * time.Minute
 )
 
 // beginDrain cordons the node and begins a drain, or changes the settings of the one that goes on.
@@ -100,9 +104,11 @@ func (n *lessor) drainOnce(ctx workflow.Context, over func() bool) (changed bool
 	drain.Round++
 	round, cancel := workflow.WithCancel(ctx)
 	defer cancel()
-	future := workflow.ExecuteActivity(draining(round, "move what is on the node elsewhere"), workspace.ActivityDrainNode, workspace.DrainInput{
-		Node: n.state.Info.Name, Plan: drain.DrainPlan, Round: drain.Round, On: drain.On,
-	})
+	input := workspace.DrainInput{Node: n.state.Info.Name, Plan: drain.DrainPlan, Round: drain.Round, On: drain.On}
+	if workflow.GetInfo(ctx).GetContinueAsNewSuggested() {
+		input.Report = drainSparing
+	}
+	future := workflow.ExecuteActivity(draining(round, "move what is on the node elsewhere"), workspace.ActivityDrainNode, input)
 	if err := workflow.Await(ctx, func() bool { return future.IsReady() || over() }); err != nil || !future.IsReady() {
 		return false
 	}

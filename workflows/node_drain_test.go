@@ -162,7 +162,8 @@ func TestDrainCancelledAtEveryPoint(t *testing.T) {
 	}
 }
 
-// Cancelled in the middle of a round, what that still says is not taken for anything, and another drain begins afresh.
+// Cancelled in the middle of a round, it is over, and another drain begins afresh (TestDrainGivenUpInARound: the round is not
+// waited for).
 func TestDrainCancelledInARound(t *testing.T) {
 	g := newGuests(t, "a", "b")
 	var ended []error
@@ -302,6 +303,8 @@ func TestDrainOverContinueAsNew(t *testing.T) {
 	require.Greater(t, h.drains[0].Round, g.drains[len(g.drains)-1].Round)
 	require.Equal(t, g.drains[0].Plan.ID, h.drains[0].Plan.ID)
 	require.True(t, g.drains[0].Plan.Deadline.Equal(h.drains[0].Plan.Deadline))
+	require.Equal(t, 2*time.Minute, g.drains[len(g.drains)-1].Report, "a long history grows as fast as before")
+	require.Zero(t, h.drains[0].Report)
 }
 
 // The node's workflow can be cancelled in every wait of a drain, and ends with it.

@@ -87,9 +87,10 @@ func onNode(ctx workflow.Context, node, summary string, attempt time.Duration, p
 	})
 }
 
-// onNodeReading is onNode for what only reads the content and adds to the stores, or removes from them what nothing needs. Giving it up is not waited for: it hears
-// of that with its next heartbeat, seconds later, and a person who starts the workspace again waits for what comes next.
-// What that is, the node itself holds back until this has ended there (invariant 6), and asks it to look at once.
+// onNodeReading is onNode for what only reads the content and adds to the stores, or removes from them what nothing needs.
+// Giving it up is not waited for: it hears of that with its next heartbeat, seconds later, and a person who starts the
+// workspace again waits for what comes next. What that is, the node itself holds back until this has ended there
+// (invariant 6), and asks it to look at once.
 func onNodeReading(ctx workflow.Context, node, summary string, attempt time.Duration, priority int) workflow.Context {
 	ctx = onNode(ctx, node, summary, attempt, priority)
 	options := workflow.GetActivityOptions(ctx)

@@ -212,11 +212,12 @@ func (s *scene) registerOthers(registry activityRegistry) {
 			return workspace.AnnounceResult{Told: 1}, nil
 		})
 	})
-	add(workspace.ActivityDrainNode, func(_ context.Context, input workspace.DrainInput) (workspace.DrainResult, error) {
+	add(workspace.ActivityDrainNode, func(ctx context.Context, input workspace.DrainInput) (workspace.DrainResult, error) {
 		switch input.Round {
 		case 1:
 			return workspace.DrainResult{On: []string{"atlas"}, Waiting: []workspace.DrainItem{{Name: "atlas", Why: "it is to be moved"}}}, nil
 		case 2:
+			s.unheard(ctx, workspace.ActivityDrainNode)
 			return do(s.world, "moved", func() (workspace.DrainResult, error) {
 				return workspace.DrainResult{Departed: []workspace.DrainDeparture{{Name: "atlas", To: nodeTwo}}}, nil
 			})

@@ -225,29 +225,15 @@ var scenarios = []scenario{
 		require.Eventually(s.t, func() bool { return s.called(workspace.ActivityAnnounceNode) == 2 }, 30*time.Second, 20*time.Millisecond)
 	}},
 	{"node_drain", "node/" + nodeOne, func(s *scene) {
-		begin(s, workspace.NodeWorkflow, workspace.NodeInput{Node: nodeOne})
-		s.ask(workspace.UpdateRegister, workspace.RegisterRequest{Info: workspace.NodeInfo{
-			Name: nodeOne, Incarnation: "first", Recipient: "age1" + nodeOne, Address: "127.0.0.1:1", Engine: "process", Version: "test",
-		}})
-		s.leaseIs(1, workspace.NodeReady)
-		until := func(is func(*workspace.NodeDrain) bool) {
-			require.Eventually(s.t, func() bool {
-				var state workspace.NodeState
-				value, err := s.client.QueryWorkflow(s.t.Context(), s.id, "", workspace.QueryState)
-				return err == nil && value.Get(&state) == nil && is(state.Drain)
-			}, 30*time.Second, 20*time.Millisecond)
-		}
-		order := func(kind workspace.NodeOrderKind) {
-			require.NoError(s.t, s.ask(workspace.UpdateOrder, workspace.NodeOrder{Kind: kind, Subject: "ada", Drain: &workspace.DrainRequest{Deadline: time.Hour}}))
-		}
-		order(workspace.OrderDrain)
-		until(func(d *workspace.NodeDrain) bool { return !d.Drained.IsZero() })
+		s.drainable()
+		s.order(workspace.OrderDrain)
+		s.drainIs(func(d *workspace.NodeDrain) bool { return !d.Drained.IsZero() })
 		require.Equal(s.t, 1, s.called("moved"))
-		order(workspace.OrderUndrain)
-		order(workspace.OrderDrain) // and cut by another in its first round
-		order(workspace.OrderDrain)
-		order(workspace.OrderUncordon)
-		until(func(d *workspace.NodeDrain) bool { return !d.Active() })
+		s.order(workspace.OrderUndrain)
+		s.order(workspace.OrderDrain) // and cut by another in its first round
+		s.order(workspace.OrderDrain)
+		s.order(workspace.OrderUncordon)
+		s.drainIs(func(d *workspace.NodeDrain) bool { return !d.Active() })
 	}},
 	{"recover", atlas, func(s *scene) {
 		s.start()

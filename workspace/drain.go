@@ -135,6 +135,9 @@ type DrainInput struct {
 	Plan  DrainPlan `json:"plan"`
 	Round uint64    `json:"round"`
 	On    []string  `json:"on,omitempty"` // as the last look saw it
+	// Report is how long the round goes on at least while something is being moved, before it tells what has changed. 0 is a
+	// few seconds.
+	Report time.Duration `json:"report,omitempty"`
 }
 
 // DrainResult is what a look saw in its end; the lists are as in NodeDrain.

@@ -49,6 +49,9 @@ const (
 	// Reset fails half-way with ECONNRESET: a Get after half of the bytes, a List after half of the objects, anything
 	// else before it is done.
 	Reset
+	// Late does it once the rule's Until is closed, whatever has become of the caller by then: what was on its way when its
+	// sender was cut off, or stood still. Meanwhile the call waits.
+	Late
 )
 
 // ErrInjected is the error of a rule that names none. It is transient.
@@ -62,6 +65,9 @@ type Rule struct {
 	Times int   // how many matching calls fail, 0 means all
 	Skip  int   // how many matching calls go well before that
 	Err   error // for Error and LostAnswer
+	// Until lets a Late call go on, and Began, when it is set, is called as it begins to wait.
+	Until <-chan struct{}
+	Began func()
 }
 
 // Provider is a provider with faults.
@@ -145,6 +151,11 @@ func (r *Rule) early(ctx context.Context, op Op, key string) error {
 	switch r.Kind {
 	case Error:
 		return fmt.Errorf("%s %s: %w", op, key, r.err())
+	case Late:
+		if r.Began != nil {
+			r.Began()
+		}
+		<-r.Until
 	case Hang:
 		<-ctx.Done()
 		return fmt.Errorf("%s %s: %w", op, key, ctx.Err())
@@ -181,6 +192,9 @@ func (f *Provider) Put(ctx context.Context, key string, data []byte, options sto
 	rule := f.fault(Put, key)
 	if err := rule.early(ctx, Put, key); err != nil {
 		return storage.Object{}, err
+	}
+	if rule.is(Late) {
+		ctx = context.WithoutCancel(ctx)
 	}
 	if rule.is(NotStored) {
 		return told(key, data), nil

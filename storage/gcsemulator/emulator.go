@@ -48,6 +48,7 @@ type Emulator struct {
 	hooks   atomic.Pointer[Hooks]
 	stats   *counters
 	running sync.WaitGroup
+	held    holding
 
 	commits [64]sync.Mutex // by object name: precondition and commit are one step
 
@@ -81,7 +82,7 @@ const (
 	OpCopy         = "copy"
 	OpList         = "list"
 	OpBucket       = "bucket"
-	OpControl      = "control" // /_stats, /_throttle
+	OpControl      = "control" // /_stats, /_throttle, /_hold
 )
 
 // Hooks inject faults. Both may be called by many requests at once.
@@ -210,6 +211,9 @@ func (e *Emulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	e.stats.countRequest(q.op.Kind)
 	e.options.Logger.Debug("gcs emulator", "op", q.op.Kind, "bucket", q.op.Bucket, "object", q.op.Object, "range", q.op.Range)
+	if !e.held.wait(q) {
+		panic(http.ErrAbortHandler)
+	}
 	if before := e.hooks.Load().Before; before != nil && before(w, r, q.op) {
 		return
 	}

@@ -105,7 +105,7 @@ func (s *Server) Close() error {
 }
 
 // control serves what is not of the real service: GET /_stats (?prefix=bucket/name-prefix, ?objects=0 without the
-// list), POST /_throttle?bytes_per_second=N.
+// list), POST /_throttle?bytes_per_second=N, POST /_hold?text=TEXT&pass=N (see Hold).
 func (q *request) control(name string) (func() *apiError, *apiError) {
 	switch {
 	case name == "_stats" && q.Method == http.MethodGet:
@@ -130,6 +130,19 @@ func (q *request) control(name string) (func() *apiError, *apiError) {
 		return func() *apiError {
 			q.e.SetBytesPerSecond(n)
 			q.answer(http.StatusOK, nil, map[string]int64{"bytes_per_second": n})
+			return nil
+		}, nil
+	case name == "_hold" && q.Method == http.MethodPost:
+		pass := int64(0)
+		if text := q.query.Get("pass"); text != "" {
+			var err error
+			if pass, err = strconv.ParseInt(text, 10, 64); err != nil || pass < 0 {
+				return nil, badRequest("pass must be a number from 0")
+			}
+		}
+		return func() *apiError {
+			q.e.Hold(q.query.Get("text"), pass)
+			q.answer(http.StatusOK, nil, map[string]string{"text": q.query.Get("text")})
 			return nil
 		}, nil
 	}

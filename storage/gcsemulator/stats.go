@@ -27,13 +27,14 @@ type ObjectStats struct {
 	ReceivedAgain int64 `json:"received_again"`
 }
 
-// Stats is what the emulator has counted since its directory was made, over all restarts, except Requests and Uploading.
+// Stats is what the emulator has counted since its directory was made, over all restarts, except Requests, Uploading and Held.
 type Stats struct {
 	ObjectStats                  // sums over all names
 	Objects     int64            `json:"objects"`      // there now
 	ObjectBytes int64            `json:"object_bytes"` // of the objects that are there now
 	Partial     int64            `json:"partial"`      // names of which bytes were received but none was ever stored
 	Uploading   int64            `json:"uploading"`    // requests that are sending content at this moment
+	Held        int64            `json:"held"`         // requests that wait (see Hold) at this moment
 	Requests    map[string]int64 `json:"requests"`     // since this start, by kind of operation
 	// PerObject has every "bucket/name" that was ever uploaded to.
 	PerObject map[string]ObjectStats `json:"per_object,omitempty"`
@@ -222,6 +223,7 @@ func (e *Emulator) Stats() Stats {
 		}
 	}
 	e.mu.Unlock()
+	s.Held = e.held.count()
 	c := e.stats
 	c.mu.Lock()
 	defer c.mu.Unlock()

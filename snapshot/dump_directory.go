@@ -147,7 +147,7 @@ func (l *liveTar) directory(path string) (below []liveDir, err error) {
 		return nil, nil
 	}
 	defer unix.Close(fd)
-	names, err := readNames(fd, ".")
+	names, err := readNames(fd)
 	if err != nil {
 		l.omit(path, OmissionUnreadable, err.Error())
 	}

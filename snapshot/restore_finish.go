@@ -84,7 +84,7 @@ func (s *restorer) finishIn(number int32, dir *targetDir) error {
 			s.meter.add(1, 0, path)
 		}
 	}
-	names, err := readNames(dir.fd, ".")
+	names, err := readNames(dir.fd)
 	if err != nil {
 		return localError("listing the restored directory", dir.path, err)
 	}

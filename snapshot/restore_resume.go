@@ -44,7 +44,7 @@ func (s *restorer) takeOver(ctx context.Context) error {
 // clearDir removes from a directory whatever is of no use: what the plan does not have, or not as this kind; links,
 // special files and further names of files, which are made again as cheaply as they are looked at.
 func (s *restorer) clearDir(number int32, dir *targetDir) error {
-	names, err := readNames(dir.fd, ".")
+	names, err := readNames(dir.fd)
 	if err != nil {
 		return localError("reading the directory", dir.path, err)
 	}

@@ -93,6 +93,7 @@ type scan struct {
 	workers       int
 	handler       scanHandler
 	excludes      *ignoreRules // of the call
+	listers       []nameLister // by worker
 
 	mu      sync.Mutex
 	wake    *sync.Cond
@@ -123,6 +124,7 @@ func openRoot(path string) (int, error) {
 func (s *scan) run(ctx context.Context) (*scanDir, error) {
 	s.componentWise = !hasOpenat2(s.root)
 	s.wake = sync.NewCond(&s.mu)
+	s.listers = make([]nameLister, s.workers)
 	root := &scanDir{}
 	s.stack = []scanUnit{{dir: root}}
 	group, groupContext := errgroup.WithContext(ctx)
@@ -242,7 +244,7 @@ func (s *scan) directory(ctx context.Context, worker int, d *scanDir) error {
 		}
 	}()
 	d.fd = fd
-	if err := s.list(ctx, d, fd); err != nil {
+	if err := s.list(ctx, worker, d, fd); err != nil {
 		return err
 	}
 	var units []scanUnit
@@ -304,7 +306,7 @@ func (s *scan) unopened(ctx context.Context, d *scanDir, err error) error {
 }
 
 // list reads the names and stat records of a directory.
-func (s *scan) list(ctx context.Context, d *scanDir, fd int) error {
+func (s *scan) list(ctx context.Context, worker int, d *scanDir, fd int) error {
 	var stat unix.Stat_t
 	if err := fstat(fd, &stat); err != nil {
 		return fmt.Errorf("examining the directory %s: %w", quotePath(d.path), err)
@@ -321,7 +323,7 @@ func (s *scan) list(ctx context.Context, d *scanDir, fd int) error {
 	if err := s.handler.enter(ctx, d, fd); err != nil {
 		return err
 	}
-	names, err := readNames(fd, ".")
+	names, err := s.listers[worker].list(fd)
 	if err != nil {
 		switch {
 		case exhausted(err):

@@ -44,7 +44,7 @@ func isTemporary(prefix, name string) bool {
 // can be trusted becomes this attempt's; all others are removed. A directory whose lock is held is somebody's work in
 // progress and stays. Failing to remove is not this attempt's failure.
 func (t *target) takeAbandoned(resume bool) {
-	names, err := readNames(t.parent, ".")
+	names, err := readNames(t.parent)
 	if err != nil {
 		return
 	}

@@ -3,8 +3,6 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strconv"
 	"strings"
 
@@ -32,7 +30,7 @@ func removeTree(parent int, name string) error {
 			failures = append(failures, fmt.Errorf("opening %q: %w", path, err))
 			continue
 		}
-		names, err := readNames(fd, ".")
+		names, err := readNames(fd)
 		if err != nil {
 			failures = append(failures, fmt.Errorf("reading %q: %w", path, err))
 		}
@@ -115,18 +113,3 @@ func makeAccessible(dir int, name string) error {
 
 // descriptorPath names what a descriptor refers to, for system calls that take no O_PATH descriptor.
 func descriptorPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
-
-// readNames lists a directory, in the order of the file system.
-func readNames(dir int, name string) ([]string, error) {
-	fd, err := openRetry(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, err
-	}
-	file := os.NewFile(uintptr(fd), name)
-	defer file.Close()
-	names, err := file.Readdirnames(-1)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return names, err
-}

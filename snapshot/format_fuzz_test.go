@@ -3,6 +3,7 @@ package snapshot
 import (
 	"bytes"
 	"encoding/json"
+	"reflect"
 	"testing"
 	"time"
 )
@@ -64,8 +65,15 @@ func FuzzLock(f *testing.F) {
 }
 
 func FuzzIndex(f *testing.F) {
+	f.Add(wireIndex(2, 2).appendJSON(nil))
 	f.Add([]byte(`{"packs":[{"id":"0000000000000000000000000000000000000000000000000000000000000000","blobs":[{"id":"0100000000000000000000000000000000000000000000000000000000000000","type":"tree","offset":0,"length":40,"uncompressed_length":9}]}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		if file, ok := indexOf(data); ok {
+			var want indexFile
+			if err := json.Unmarshal(data, &want); err != nil || !reflect.DeepEqual(file, want) {
+				t.Fatalf("not what encoding/json reads (%v):\n%+v\n%+v", err, file, want)
+			}
+		}
 		file, err := decodeIndex(data)
 		if err != nil {
 			return
@@ -96,9 +104,22 @@ func FuzzPackHeader(f *testing.F) {
 }
 
 func FuzzTree(f *testing.F) {
+	nodes := wireNodes(2)
+	nodes[1].ExtendedAttributes = []extendedAttribute{{"user.a", []byte("b")}}
+	usual, err := encodeTree(nodes)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(usual)
 	f.Add([]byte(`{"nodes":[{"name":"a\\xff","type":"file","mode":420,"mtime":"2001-02-03T04:05:06.7Z","content":[]}]}`))
 	f.Add([]byte(`{"nodes":[{"name":"l","type":"symlink","linktarget":"x","linktarget_raw":"/w==","content":null}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		if nodes, ok := treeOf(data); ok {
+			var want struct{ Nodes []node }
+			if err := json.Unmarshal(data, &want); err != nil || !reflect.DeepEqual(nodes, want.Nodes) {
+				t.Fatalf("not what encoding/json reads (%v):\n%+v\n%+v", err, nodes, want.Nodes)
+			}
+		}
 		nodes, err := decodeTree(data)
 		if err != nil {
 			return

@@ -35,9 +35,15 @@ func (b indexBlob) location(pack blobID) blobLocation {
 
 // decodeIndex reads and checks an index file's JSON.
 func decodeIndex(plain []byte) (indexFile, error) {
-	var file indexFile
-	if err := decodeJSON(plain, indexCost(), &file); err != nil {
-		return file, err
+	if err := indexCost().check(plain); err != nil {
+		return indexFile{}, err
+	}
+	file, ok := indexOf(plain)
+	if !ok {
+		file = indexFile{}
+		if err := decodeJSON(plain, indexCost(), &file); err != nil {
+			return file, err
+		}
 	}
 	for _, pack := range file.Packs {
 		for _, blob := range pack.Blobs {

@@ -41,11 +41,18 @@ func snapshotCost() jsonCost {
 // decodeJSON decodes a document unless that would cost more than its budget, which is ErrLimitExceeded. What is no JSON,
 // or not of value's form, is ErrDamaged.
 func decodeJSON(data []byte, cost jsonCost, value any) error {
-	if cost.exceeded(data) {
-		return fmt.Errorf("decoding %s: its %d bytes would become more than %d in memory: %w", cost.what, len(data), cost.budget, ErrLimitExceeded)
+	if err := cost.check(data); err != nil {
+		return err
 	}
 	if err := json.Unmarshal(data, value); err != nil {
 		return fmt.Errorf("decoding %s: %w: %w", cost.what, ErrDamaged, err)
+	}
+	return nil
+}
+
+func (c jsonCost) check(data []byte) error {
+	if c.exceeded(data) {
+		return fmt.Errorf("decoding %s: its %d bytes would become more than %d in memory: %w", c.what, len(data), c.budget, ErrLimitExceeded)
 	}
 	return nil
 }

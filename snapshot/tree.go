@@ -28,17 +28,17 @@ func decodeTree(plain []byte) ([]node, error) {
 	if len(plain) > maxTreeSize {
 		return nil, fmt.Errorf("decoding a tree of %d bytes: %w", len(plain), ErrLimitExceeded)
 	}
-	// The names in it are quoted until normalise.
-	var wire struct {
-		Nodes *[]node `json:"nodes"`
-	}
-	if err := decodeJSON(plain, treeCost(), &wire); err != nil {
+	if err := treeCost().check(plain); err != nil {
 		return nil, err
 	}
-	if wire.Nodes == nil {
-		return nil, fmt.Errorf("decoding a tree: it has no nodes: %w", ErrDamaged)
+	// The names in it are quoted until normalise.
+	nodes, ok := treeOf(plain)
+	if !ok {
+		var err error
+		if nodes, err = unusualTree(plain); err != nil {
+			return nil, err
+		}
 	}
-	nodes := *wire.Nodes
 	for i := range nodes {
 		if err := nodes[i].normalise(); err != nil {
 			return nil, fmt.Errorf("decoding a tree, entry %d: %w", i, err)
@@ -50,16 +50,33 @@ func decodeTree(plain []byte) ([]node, error) {
 	return nodes, nil
 }
 
+// unusualTree reads the nodes of a tree of any form.
+func unusualTree(plain []byte) ([]node, error) {
+	var wire struct {
+		Nodes *[]node `json:"nodes"`
+	}
+	if err := decodeJSON(plain, treeCost(), &wire); err != nil {
+		return nil, err
+	}
+	if wire.Nodes == nil {
+		return nil, fmt.Errorf("decoding a tree: it has no nodes: %w", ErrDamaged)
+	}
+	return *wire.Nodes, nil
+}
+
 // normalise turns the wire form of a node into the form in memory and checks it.
 func (n *node) normalise() error {
 	if len(n.Name) > 4*maxNameSize {
 		return fmt.Errorf("a name of %d bytes: %w", len(n.Name), ErrLimitExceeded)
 	}
-	name, err := strconv.Unquote(`"` + n.Name + `"`)
-	if err != nil {
-		return fmt.Errorf("a name is not quoted as it should be: %w: %w", ErrDamaged, err)
+	if !unescaped(n.Name) {
+		name, err := strconv.Unquote(`"` + n.Name + `"`)
+		if err != nil {
+			return fmt.Errorf("a name is not quoted as it should be: %w: %w", ErrDamaged, err)
+		}
+		n.Name = name
 	}
-	n.Name = name
+	name := n.Name
 	switch {
 	case name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00"):
 		return fmt.Errorf("the name %q: %w", name, ErrUnsafePath)

@@ -30,7 +30,7 @@ func TestNodeTellsOfEveryStartOfItsAgent(t *testing.T) {
 	// An agent that announced itself and never took a lease is no news.
 	c := newAgents(t, notTaken())
 	c.register(time.Second, registration("one"))
-	c.run(10 * time.Second)
+	c.run(4 * time.Second)
 	require.Empty(t, c.news)
 }
 

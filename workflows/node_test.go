@@ -56,7 +56,7 @@ func beatsLost(after time.Duration) ending {
 }
 
 func notTaken() ending {
-	return ending{after: 15 * time.Second, silent: true, err: temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)}
+	return ending{after: 5 * time.Second, silent: true, err: temporal.NewTimeoutError(enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START, nil)}
 }
 
 func newAgents(t *testing.T, script ...ending) *agents {
@@ -218,8 +218,8 @@ func TestNodeThatMissedItsBeatsIsOfferedAgain(t *testing.T) {
 func TestNodeThatDoesNotTakeItsLeaseIsLost(t *testing.T) {
 	a := newAgents(t, beatsLost(time.Minute), notTaken())
 	a.register(time.Second, registration("one"))
-	suspect := a.look(time.Minute + 15*time.Second)
-	lost := a.look(time.Minute + 17*time.Second)
+	suspect := a.look(time.Minute + 4*time.Second)
+	lost := a.look(time.Minute + 7*time.Second)
 	still := a.look(time.Hour)
 	a.register(time.Hour+time.Second, registration("one"))
 	back := a.look(time.Hour + 2*time.Second)
@@ -235,8 +235,8 @@ func TestNodeThatDoesNotTakeItsLeaseIsLost(t *testing.T) {
 func TestNodeThatAnnouncesItselfWhileTheOfferRunsOut(t *testing.T) {
 	a := newAgents(t, notTaken())
 	a.register(time.Second, registration("one"))
-	a.register(10*time.Second, registration("one"))
-	ready := a.look(17 * time.Second)
+	a.register(4*time.Second, registration("one"))
+	ready := a.look(7 * time.Second)
 	a.run(time.Minute)
 	is(t, ready, workspace.NodeReady, 2, "")
 }
@@ -331,7 +331,7 @@ func TestNodeContinuesAsNew(t *testing.T) {
 			a.environment.SetContinueAsNewSuggested(true)
 			a.register(time.Second, registration("one"))
 			if test.again {
-				a.register(10*time.Second, registration("one"))
+				a.register(4*time.Second, registration("one"))
 			}
 			a.environment.ExecuteWorkflow(workspace.NodeWorkflow, workspace.NodeInput{Node: "node-1"})
 			var next *workflow.ContinueAsNewError

@@ -21,9 +21,11 @@ const (
 	// overshoot by seconds on a machine that is short of processors.
 	nodeAnswers = 30 * time.Second
 
-	// leaseHeartbeat, leaseOffer: DESIGN section 7. The agent fences itself 3 s before the server gives up.
+	// leaseHeartbeat, leaseOffer: DESIGN section 7. The agent fences itself 3 s before the server gives up; 15 s after its last
+	// beat it is lost. An agent that is there takes an offer within milliseconds, and one that announces itself and is too
+	// busy to is offered it once more.
 	leaseHeartbeat = 10 * time.Second
-	leaseOffer     = 15 * time.Second
+	leaseOffer     = 5 * time.Second
 	// stoppedGrace is how long an agent that was stopped may stay away before its node counts as lost: an upgrade or a
 	// restart of the machine is no reason to move anything.
 	stoppedGrace = 2 * time.Minute

@@ -15,6 +15,9 @@ import (
 // fewer, more or other bytes, is passed over for the next, and counted. When none is left, those whose fault was
 // transient are asked again for up to RetryFor.
 //
+// While another provider can be asked, one with a circuit is not waited for as long as StallTimeout: its circuit says how
+// long it may be silent. When the others do not have it either, it is asked once more, with all the time there is.
+//
 // The error is a *MirrorError: ErrNotFound only when all providers said so, ErrIntegrity when some copy was damaged
 // (requirement A9). It never returns bytes together with an error, nor bytes that check refused.
 func (m *Mirror) Load(ctx context.Context, key string, offset, length int64, check func([]byte) error) ([]byte, error) {
@@ -33,16 +36,20 @@ func (m *Mirror) Load(ctx context.Context, key string, offset, length int64, che
 	err := m.retry(ctx, func() error {
 		round++
 		asked := 0
-		for i, p := range order {
+		ask := order
+		for i := 0; i < len(ask); i++ {
+			p := ask[i]
 			// A copy that was damaged twice was not damaged on the way.
 			if err := causes[p.URL()]; (err != nil && !Retryable(err)) || bad[p.URL()] >= 2 {
 				continue
 			}
 			asked++
 			began := time.Now()
-			got, err := m.loadNow(ctx, p, i < len(order)-1, key, offset, length, check)
+			others := i < len(order)-1
+			got, err := m.loadNow(ctx, p, others, others && round == 1, key, offset, length, check)
 			if err == nil {
 				data, found = got, true
+				m.answered(p)
 				return nil
 			}
 			if ctx.Err() != nil {
@@ -55,8 +62,11 @@ func (m *Mirror) Load(ctx context.Context, key string, offset, length int64, che
 			} else if Retryable(err) && time.Since(began) >= min(slowFailure, m.options.StallTimeout) {
 				m.passOver(p, err)
 			}
-			if round == 1 && i < len(order)-1 {
+			if round == 1 && others {
 				m.fellBack(p, key, err)
+				if errors.Is(err, errHurried) {
+					ask = append(slices.Clone(ask), p)
+				}
 			}
 		}
 		if asked == 0 {
@@ -112,13 +122,23 @@ func (m *Mirror) order(key string) []Provider {
 // hang is a slow failure of a provider.
 type hang struct {
 	until time.Time
+	times int // without an answer between them
 	err   error
 }
 
+// passOver lets the next reads do without the provider for a while, twice as long each time up to eight StallTimeouts: two
+// providers that hang would otherwise take turns, each forgotten by the time that the other has been waited for.
 func (m *Mirror) passOver(p Provider, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.hung[p.URL()] = hang{until: time.Now().Add(m.options.StallTimeout), err: err}
+	times := m.hung[p.URL()].times
+	m.hung[p.URL()] = hang{until: time.Now().Add(m.options.StallTimeout << min(times, 3)), times: times + 1, err: err}
+}
+
+func (m *Mirror) answered(p Provider) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.hung, p.URL())
 }
 
 func (m *Mirror) fellBack(p Provider, key string, err error) {
@@ -133,39 +153,60 @@ func (m *Mirror) fellBack(p Provider, key string, err error) {
 	}
 }
 
-// loadNow is loadOne, which is left as soon as the provider is found to be away when another one can still be asked.
-func (m *Mirror) loadNow(ctx context.Context, p Provider, others bool, key string, offset, length int64, check func([]byte) error) ([]byte, error) {
+// errHurried says that a provider was left early because another one could be asked. It never leaves this file alone.
+var errHurried = errors.New("left for another store")
+
+// loadNow is loadOne, which is left as soon as the provider is found to be away when another one can still be asked; in a
+// hurry also when it is silent for longer than its circuit has patience, or slower than slowest.
+func (m *Mirror) loadNow(ctx context.Context, p Provider, others, hurry bool, key string, offset, length int64, check func([]byte) error) ([]byte, error) {
 	c := circuitOf(p)
 	if c == nil || !others || c.away() != nil {
-		return m.loadOne(ctx, p, key, offset, length, check)
+		return m.loadOne(ctx, p, m.options.StallTimeout, key, offset, length, check)
 	}
 	ctx, cancel := c.awaited(ctx)
 	defer cancel()
-	data, err := m.loadOne(ctx, p, key, offset, length, check)
-	if err != nil && context.Cause(ctx) == ErrAway { // the cause itself, which no caller sets
+	patience := m.options.StallTimeout
+	if hurry {
+		patience = min(patience, c.patient())
+		if length >= 0 {
+			var end context.CancelFunc
+			ctx, end = context.WithTimeoutCause(ctx, m.options.StallTimeout+time.Duration(length)*time.Second/slowest, errHurried)
+			defer end()
+		}
+	}
+	data, err := m.loadOne(ctx, p, patience, key, offset, length, check)
+	switch cause := context.Cause(ctx); {
+	case err == nil:
+		return data, nil
+	case cause == ErrAway: // the cause itself, which no caller sets
 		if away := c.away(); away != nil {
 			return nil, away
 		}
 		return nil, fmt.Errorf("%w: %v", ErrAway, err)
+	case cause == errHurried:
+		return nil, fmt.Errorf("%w: %w: slower than %d bytes a second: %v", ErrStalled, errHurried, slowest, err)
+	case hurry && errors.Is(err, ErrStalled):
+		return nil, fmt.Errorf("%w: %w", errHurried, err)
 	}
 	return data, err
 }
 
 // loadOne reads from one provider and believes nothing.
-func (m *Mirror) loadOne(ctx context.Context, p Provider, key string, offset, length int64, check func([]byte) error) ([]byte, error) {
+func (m *Mirror) loadOne(ctx context.Context, p Provider, patience time.Duration, key string, offset, length int64, check func([]byte) error) ([]byte, error) {
 	var data []byte
-	err := alive(ctx, m.options.StallTimeout, func(ctx context.Context, beat func()) error {
+	err := alive(ctx, patience, func(ctx context.Context, beat func()) error {
 		body, err := p.Get(ctx, key, offset, length)
 		if err != nil {
 			return err
 		}
+		beat()
 		defer func() { _ = body.Close() }() // the bytes were counted and are checked
 		data, err = take(body, length, m.options.MaxObject, beat)
 		return err
 	})
 	if errors.Is(err, io.ErrUnexpectedEOF) && length >= 0 {
 		// Cut off on the way, or is the stored object itself too short?
-		object, statErr := m.statOne(ctx, p, key)
+		object, statErr := m.statOne(ctx, p, patience, key)
 		if statErr == nil && object.Size < offset+length {
 			return nil, fmt.Errorf("the stored object has %d bytes, %d to %d were wanted: %w: %w",
 				object.Size, offset, offset+length, ErrIntegrity, err)
@@ -181,7 +222,7 @@ func (m *Mirror) loadOne(ctx context.Context, p Provider, key string, offset, le
 		}
 	case length < 0:
 		// Nobody else can tell a body that ended early from a whole one.
-		object, err := m.statOne(ctx, p, key)
+		object, err := m.statOne(ctx, p, patience, key)
 		if err != nil {
 			return nil, err
 		}
@@ -192,8 +233,8 @@ func (m *Mirror) loadOne(ctx context.Context, p Provider, key string, offset, le
 	return data, nil
 }
 
-func (m *Mirror) statOne(ctx context.Context, p Provider, key string) (object Object, err error) {
-	err = alive(ctx, m.options.StallTimeout, func(ctx context.Context, _ func()) error {
+func (m *Mirror) statOne(ctx context.Context, p Provider, patience time.Duration, key string) (object Object, err error) {
+	err = alive(ctx, patience, func(ctx context.Context, _ func()) error {
 		object, err = p.Stat(ctx, key)
 		return err
 	})

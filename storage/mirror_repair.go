@@ -305,7 +305,7 @@ func (r *repair) source(ctx context.Context, task repairTask) (data []byte, targ
 func (r *repair) read(ctx context.Context, p Provider, key string, check func([]byte) error) (data []byte, err error) {
 	var damaged error
 	err = r.m.retry(ctx, func() error {
-		data, err = r.m.loadOne(ctx, p, key, 0, -1, check)
+		data, err = r.m.loadOne(ctx, p, r.m.options.StallTimeout, key, 0, -1, check)
 		if errors.Is(err, ErrIntegrity) && damaged != nil {
 			return nil
 		}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"sync"
 	"syscall"
+	"time"
 
 	"holdfast/storage"
 )
@@ -52,7 +53,20 @@ const (
 	// Late does it once the rule's Until is closed, whatever has become of the caller by then: what was on its way when its
 	// sender was cut off, or stood still. Meanwhile the call waits.
 	Late
+	// Slow does it, after the rule's Delay; a Get's body then comes in pieces of slowPiece bytes, each after another Delay.
+	Slow
+
+	kinds // how many there are
 )
+
+// Kinds are all that there are, so that a test can say of each what it does.
+func Kinds() []Kind {
+	all := make([]Kind, kinds)
+	for i := range all {
+		all[i] = Kind(i)
+	}
+	return all
+}
 
 // ErrInjected is the error of a rule that names none. It is transient.
 var ErrInjected = errors.New("injected fault")
@@ -68,6 +82,8 @@ type Rule struct {
 	// Until lets a Late call go on, and Began, when it is set, is called as it begins to wait.
 	Until <-chan struct{}
 	Began func()
+	// Delay is how long a matching call takes before any of that: a store that throttles lets wait, and then refuses.
+	Delay time.Duration
 }
 
 // Provider is a provider with faults.
@@ -143,10 +159,30 @@ func (f *Provider) fault(op Op, key string) *Rule {
 	return nil
 }
 
+// slowPiece is how much a slow body gives at once.
+const slowPiece = 4 << 10
+
+func pause(ctx context.Context, delay time.Duration) error {
+	if delay <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // early is what a fault does to a call before anything is done; nil means that the call is made.
 func (r *Rule) early(ctx context.Context, op Op, key string) error {
 	if r == nil {
 		return nil
+	}
+	if err := pause(ctx, r.Delay); err != nil {
+		return fmt.Errorf("%s %s: %w", op, key, err)
 	}
 	switch r.Kind {
 	case Error:
@@ -325,13 +361,18 @@ func (f *Provider) Get(ctx context.Context, key string, offset, length int64) (i
 		return nil, err
 	}
 	spoilt, _ := rule.spoil(data)
-	return &spoiltBody{ctx: ctx, data: spoilt, end: io.EOF}, nil
+	body = &spoiltBody{ctx: ctx, data: spoilt, end: io.EOF}
+	if rule.is(Slow) {
+		body.(*spoiltBody).delay = rule.Delay
+	}
+	return body, nil
 }
 
 type spoiltBody struct {
-	ctx  context.Context
-	data []byte
-	end  error
+	ctx   context.Context
+	data  []byte
+	end   error
+	delay time.Duration // before each piece
 }
 
 func (b *spoiltBody) Read(p []byte) (int, error) {
@@ -340,6 +381,12 @@ func (b *spoiltBody) Read(p []byte) (int, error) {
 	}
 	if len(b.data) == 0 {
 		return 0, b.end
+	}
+	if b.delay > 0 {
+		if err := pause(b.ctx, b.delay); err != nil {
+			return 0, err
+		}
+		p = p[:min(len(p), slowPiece)]
 	}
 	n := copy(p, b.data)
 	b.data = b.data[n:]

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -114,6 +116,36 @@ func TestKinds(t *testing.T) {
 	f.Inject(faulty.Rule{Op: faulty.Delete, Kind: faulty.LostAnswer})
 	require.Error(t, f.Delete(ctx, "a"))
 	require.Len(t, memory.Keys(), 3)
+}
+
+// Times are exact, a slow body comes piece by piece, and every kind is among Kinds.
+func TestSlow(t *testing.T) {
+	require.Contains(t, faulty.Kinds(), faulty.Slow)
+	synctest.Test(t, func(t *testing.T) {
+		data := make([]byte, 10<<10)
+		f := faulty.New(storagetest.NewMemory())
+		f.Inject(faulty.Rule{Kind: faulty.Slow, Delay: time.Minute, Times: 2})
+		f.Inject(faulty.Rule{Kind: faulty.Error, Delay: time.Second})
+		took := func(call func() error) time.Duration {
+			began := time.Now()
+			require.NoError(t, call())
+			return time.Since(began)
+		}
+		require.Equal(t, time.Minute, took(func() error { _, err := f.Put(t.Context(), "x", data, storage.PutOptions{}); return err }))
+		require.Equal(t, 4*time.Minute, took(func() error {
+			got, err := storage.ReadAll(t.Context(), f, "x", 0, int64(len(data)))
+			require.Equal(t, data, got)
+			return err
+		}), "until it opens, and for three pieces")
+		require.Equal(t, time.Second, took(func() error {
+			_, err := f.Stat(t.Context(), "x")
+			require.ErrorIs(t, err, faulty.ErrInjected)
+			return nil
+		}))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, f.Delete(ctx, "x"), context.DeadlineExceeded)
+	})
 }
 
 func TestHangEndsWithTheContext(t *testing.T) {

@@ -186,8 +186,10 @@ func (b *backup) scanAndCopy(ctx context.Context) (*scanDir, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	copying, ctx := errgroup.WithContext(ctx)
-	copying.Go(func() error { return b.inventory.copyMissing(ctx, b.packer) })
+	scanned := make(chan struct{})
+	copying.Go(func() error { return b.inventory.copyMissing(ctx, b.packer, scanned) })
 	top, err := b.scan(ctx)
+	close(scanned)
 	if err != nil {
 		cancel()
 		_ = copying.Wait() // if it failed first, err is its error

@@ -185,24 +185,3 @@ func TestBackupOverDamage(t *testing.T) {
 		}
 	}
 }
-
-// A provider lacks something and hangs when it is given it: the backup goes on without it, and says what it owes.
-func TestCopyToAProviderThatHangs(t *testing.T) {
-	earlier := makeEarlierBackup(t)
-	for _, kind := range objectKinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			memories := earlier.clone(t)
-			require.NoError(t, memories[1].Delete(t.Context(), earlier.keys[kind]))
-			hanging := faulty.New(memories[1])
-			hanging.Inject(faulty.Rule{Op: faulty.Put, Kind: faulty.Hang, Match: func(key string) bool { return key == earlier.keys[kind] }})
-			began := time.Now()
-			said := backUpAndLook(t, limitedMirror(t, storage.PolicyAny, time.Second, memories[0], hanging), earlier.dir, func(*Repository) {})
-			require.Less(t, time.Since(began), 2*time.Minute, "the mirror's limits count for copies too")
-			require.NoError(t, said.err)
-			require.Equal(t, []string{memories[1].URL()}, said.result.Owed)
-			require.True(t, said.whole(memories[0].URL()))
-			requireClaimTrue(t, said, earlier.source, memories...)
-		})
-	}
-}

@@ -120,6 +120,12 @@ func (v *inventory) adopt(ctx context.Context, p *packer) (adopted int, err erro
 		}
 		group.Go(func() error {
 			blobs, size, err := v.header(ctx, id, key)
+			var crc *uint32
+			if ok && known.hasCRC {
+				crc = &known.crc
+			} else if err == nil && size <= adoptedWhole {
+				crc, err = v.checksum(ctx, id, size)
+			}
 			if err != nil {
 				if !permanent(err) {
 					return fmt.Errorf("taking in pack %s: %w", id, err)
@@ -131,10 +137,6 @@ func (v *inventory) adopt(ctx context.Context, p *packer) (adopted int, err erro
 			v.whole[key] = size
 			adopted++
 			mu.Unlock()
-			var crc *uint32
-			if ok && known.hasCRC {
-				crc = &known.crc
-			}
 			return p.stored(ctx, newIndexPack(id, blobs, crc))
 		})
 	}
@@ -142,6 +144,21 @@ func (v *inventory) adopt(ctx context.Context, p *packer) (adopted int, err erro
 		return 0, err
 	}
 	return adopted, nil
+}
+
+// adoptedWhole bounds what is read of a pack before it is taken in: no pack of ours is larger, some of four are in memory.
+const adoptedWhole = 128 << 20
+
+// checksum reads a pack whole and compares it with its name. What it should be is known nowhere else, so that later looks
+// (invariant 1) would compare no more than its size; and blobs that are taken for stored are not stored again. There are few
+// such packs: an index follows each Options.IndexEvery of them.
+func (v *inventory) checksum(ctx context.Context, id blobID, size int64) (*uint32, error) {
+	data, err := v.r.loadPackWhole(ctx, id, size)
+	if err != nil {
+		return nil, err
+	}
+	crc := storage.Checksum(data)
+	return &crc, nil
 }
 
 // header tries the sizes that providers report for a pack: a copy that was cut short fails.
@@ -158,46 +175,6 @@ func (v *inventory) header(ctx context.Context, id blobID, key string) ([]packed
 		failure = err
 	}
 	return nil, 0, failure
-}
-
-// copyMissing copies to every provider that was listed what it lacks, or has with a wrong size or checksum, and another
-// one has: as ciphertext, its hash verified on the way. What a provider does not take it owes.
-//
-// Copies are on their way in the packer's places, so that an interruption costs no more than without them, and one at a
-// time, so that a provider that hangs leaves a place to what is new.
-func (v *inventory) copyMissing(ctx context.Context, p *packer) error {
-	sending := make(chan struct{}, packUploads-1)
-	alone, end, err := v.r.store.alone(false)
-	if err != nil {
-		return err
-	}
-	defer end()
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(packUploads)
-	for _, provider := range v.r.store.providers() {
-		if v.all.failed[provider.URL()] != nil {
-			continue
-		}
-		for key, holders := range v.all.objects {
-			size, belongs := v.rightSize(key, holders)
-			if !belongs {
-				continue
-			}
-			var held *storage.Object
-			if at := slices.IndexFunc(holders, func(o heldObject) bool { return o.provider == provider.URL() }); at >= 0 {
-				held = &holders[at].Object
-			}
-			if held != nil && held.Size == size && !v.disputed(key, holders) {
-				continue
-			}
-			to := copyTarget{url: provider.URL(), alone: alone[provider.URL()], held: held}
-			group.Go(func() error { return v.copy(ctx, p, sending, to, key, size) })
-		}
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return v.enough()
 }
 
 // disputed reports whether some provider's checksum of an object is not the one that it should have, or, where that is
@@ -225,13 +202,6 @@ func (v *inventory) disputed(key string, holders []heldObject) bool {
 	return false
 }
 
-// copyTarget is a provider that may lack an object.
-type copyTarget struct {
-	url   string
-	alone store
-	held  *storage.Object // what it has under that key; nil for nothing
-}
-
 // rightSize is the size of an object's whole copy; false for what is no part of the repository (locks, foreign files),
 // and for packs that are damaged everywhere.
 func (v *inventory) rightSize(key string, holders []heldObject) (int64, bool) {
@@ -255,61 +225,6 @@ func (v *inventory) rightSize(key string, holders []heldObject) (int64, bool) {
 		size = max(size, held.Size)
 	}
 	return size, size <= maxUnpackedSize
-}
-
-func (v *inventory) copy(ctx context.Context, p *packer, sending chan struct{}, to copyTarget, key string, size int64) error {
-	if v.owes(to.url) {
-		return nil // it will not take this one either; a later backup or repair tries again
-	}
-	data, err := v.r.store.load(ctx, key, 0, size, func(data []byte) error { return v.r.checkObject(key, data) })
-	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if permanent(err) && !v.needed(key) {
-			v.r.log.Warn("an object is damaged wherever it is, and not copied", "key", key, "error", err)
-			return nil
-		}
-		v.owe(to.url, fmt.Errorf("%s cannot be copied to it: %w", key, err))
-		return nil
-	}
-	if to.held != nil && to.held.Size == size && (!to.held.HasCRC32C || to.held.CRC32C == storage.Checksum(data)) {
-		return nil // it is another provider's copy that is wrong
-	}
-	for _, places := range []chan struct{}{sending, p.slots} {
-		select {
-		case places <- struct{}{}:
-			defer func() { <-places }()
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	if v.owes(to.url) { // by now
-		return nil
-	}
-	if err := to.alone.put(ctx, key, data, to.held == nil); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		v.owe(to.url, fmt.Errorf("does not take %s: %w", key, err))
-	}
-	return nil
-}
-
-// needed reports whether the snapshot to be made may need an object: packs, for what is in them is not stored again, and
-// the indexes that name them; not other snapshots, nor an index that could not be read.
-func (v *inventory) needed(key string) bool {
-	if strings.HasPrefix(key, snapshotPrefix) {
-		return false
-	}
-	id, err := parseID(strings.TrimPrefix(key, indexPrefix))
-	if err != nil {
-		return true
-	}
-	v.r.mu.RLock()
-	defer v.r.mu.RUnlock()
-	_, ok := v.r.indexFiles[id]
-	return ok
 }
 
 // checkObject accepts the bytes of an object that is named after its hash, and a config that is this repository's.

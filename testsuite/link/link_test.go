@@ -1,0 +1,114 @@
+package link_test
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"holdfast/testsuite/link"
+)
+
+// echo answers every line with itself.
+func echo(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			connection, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(connection, connection) }()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+func dial(t *testing.T, address string) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	connection, err := net.Dial("tcp", address)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = connection.Close() })
+	return connection, bufio.NewReader(connection)
+}
+
+func hears(t *testing.T, from *bufio.Reader, want string) {
+	t.Helper()
+	line, err := from.ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, want+"\n", line)
+}
+
+// silent says that nothing comes for a while.
+func silent(t *testing.T, connection net.Conn) {
+	t.Helper()
+	require.NoError(t, connection.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+	_, err := connection.Read(make([]byte, 1))
+	var timeout net.Error
+	require.ErrorAs(t, err, &timeout)
+	require.True(t, timeout.Timeout())
+	require.NoError(t, connection.SetReadDeadline(time.Time{}))
+}
+
+func TestLinkThatIsCut(t *testing.T) {
+	l, err := link.New(echo(t))
+	require.NoError(t, err)
+	connection, from := dial(t, l.Address())
+	_, err = connection.Write([]byte("before\n"))
+	require.NoError(t, err)
+	hears(t, from, "before")
+
+	l.Cut()
+	l.Cut()
+	_, err = connection.Write([]byte("while it is cut\n"))
+	require.NoError(t, err)
+	silent(t, connection)
+	late, fromLate := dial(t, l.Address())
+	_, err = late.Write([]byte("late\n"))
+	require.NoError(t, err)
+	silent(t, late)
+
+	l.Mend()
+	hears(t, from, "while it is cut")
+	hears(t, fromLate, "late")
+
+	require.NoError(t, l.Close())
+	require.NoError(t, l.Close())
+	_, err = from.ReadByte()
+	require.Error(t, err)
+	_, err = net.Dial("tcp", l.Address())
+	require.Error(t, err)
+}
+
+// A link that is closed while it is cut leaves nobody waiting.
+func TestLinkThatIsClosedWhileCut(t *testing.T) {
+	l, err := link.New(echo(t))
+	require.NoError(t, err)
+	connection, from := dial(t, l.Address())
+	l.Cut()
+	_, err = connection.Write([]byte("lost\n"))
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	_, err = from.ReadByte()
+	require.Error(t, err)
+}
+
+// What nobody listens behind ends at once.
+func TestLinkToNobody(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	nobody := listener.Addr().String()
+	require.NoError(t, listener.Close())
+	l, err := link.New(nobody)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	_, from := dial(t, l.Address())
+	_, err = from.ReadByte()
+	require.Error(t, err)
+}

@@ -124,7 +124,8 @@ type Engine interface {
 	// it is returned instead; with other labels the error wraps ErrConflict.
 	Create(ctx context.Context, spec Spec) (string, error)
 
-	// Start starts a created or exited instance and returns when its main process runs.
+	// Start starts a created or exited instance and returns when its main process runs. A paused one is ErrPaused and stays
+	// paused: whoever paused it had a reason, and whoever starts it has to decide whether that still holds.
 	Start(ctx context.Context, id string) error
 
 	// Ready returns nil once the instance takes commands and sees its content at /workspace. It asks by itself (not the
@@ -132,10 +133,14 @@ type Engine interface {
 	Ready(ctx context.Context, id string) error
 
 	// Stop sends SIGTERM, waits for grace, then SIGKILL, and returns when nothing of the instance runs any more. A paused
-	// instance is stopped too.
+	// instance is stopped too, and so is one that is paused while it is being stopped.
 	Stop(ctx context.Context, id string, grace time.Duration) error
 
+	// Pause keeps every process of the instance from running until Unpause or Stop, also when the agent, or this very call,
+	// ends before. One that does not run is ErrNotRunning.
 	Pause(ctx context.Context, id string) error
+
+	// Unpause lets a paused instance run on. One that does not run is ErrNotRunning.
 	Unpause(ctx context.Context, id string) error
 
 	// Inspect describes one instance; ErrNotFound when there is none.
@@ -169,6 +174,7 @@ var (
 	ErrNotFound        = errors.New("no such instance")
 	ErrConflict        = errors.New("another instance has this name")
 	ErrNotRunning      = errors.New("the instance is not running")
+	ErrPaused          = errors.New("the instance is paused")
 	ErrImageNotFound   = errors.New("image not found")
 	ErrImageDenied     = errors.New("the registry denied access to the image")
 	ErrRegistryName    = errors.New("the registry's name could not be resolved")

@@ -158,7 +158,7 @@ func (e *Engine) Start(ctx context.Context, id string) error {
 		return err
 	}
 	if found.State.Paused {
-		return fmt.Errorf("starting %s: it is paused: unpause it", id)
+		return fmt.Errorf("starting %s: %w", id, engine.ErrPaused)
 	}
 	if found.State.Running {
 		return nil

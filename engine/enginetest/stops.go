@@ -3,6 +3,7 @@ package enginetest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -96,6 +97,7 @@ func pauseAndStop(t *testing.T, b *bench) {
 		require.NoError(t, b.engine.Pause(ctx, id))
 	}
 	require.Equal(t, engine.StatusPaused, b.status(id))
+	require.ErrorIs(t, b.engine.Start(ctx, id), engine.ErrPaused, "a start does not decide that a pause is over")
 	stood := size()
 	require.Never(t, func() bool { return size() != stood }, 300*time.Millisecond, 50*time.Millisecond, "a paused instance does not move")
 	_, err := b.engine.Exec(ctx, id, engine.ExecSpec{Command: []string{"true"}})
@@ -117,6 +119,67 @@ func pauseAndStop(t *testing.T, b *bench) {
 	require.Equal(t, engine.StatusExited, found.Status)
 	require.Zero(t, found.ExitCode)
 	require.ErrorIs(t, b.engine.Pause(ctx, id), engine.ErrNotRunning)
+	require.ErrorIs(t, b.engine.Unpause(ctx, id), engine.ErrNotRunning)
+}
+
+// pauseFindsEverything pauses what likes to get away: processes of other sessions, of commands, and such as fork all the
+// time. An engine that is opened anew finds the pause, and ends it.
+func pauseFindsEverything(t *testing.T, b *bench) {
+	ctx := b.context()
+	forks := "while :; do (echo x >> %s); done"
+	main := fmt.Sprintf(forks, "main")
+	spec := b.spec("/bin/sh", "-c", "(setsid sh -c '"+fmt.Sprintf(forks, "stray")+"' >/dev/null 2>&1 &); "+main)
+	id := b.start(spec)
+	b.run(id, "(setsid env -i /bin/sh -c '"+fmt.Sprintf(forks, "exec")+"' </dev/null >/dev/null 2>&1 &)")
+	sizes := func() (all [3]int64) {
+		for i, name := range []string{"main", "stray", "exec"} {
+			if info, err := os.Stat(filepath.Join(spec.ContentDir, name)); err == nil {
+				all[i] = info.Size()
+			}
+		}
+		return all
+	}
+	all := func(than [3]int64) bool {
+		now := sizes()
+		return now[0] > than[0] && now[1] > than[1] && now[2] > than[2]
+	}
+	b.eventually("all work", func() bool { return all([3]int64{}) })
+	require.NoError(t, b.engine.Pause(ctx, id))
+	stood := sizes()
+	require.Never(t, func() bool { return sizes() != stood }, 300*time.Millisecond, 50*time.Millisecond, "nothing of a paused instance moves")
+
+	again := b.factory.Open(t)
+	defer again.Close()
+	found, err := again.Inspect(ctx, id)
+	require.NoError(t, err)
+	require.Equal(t, engine.StatusPaused, found.Status)
+	require.Equal(t, stood, sizes())
+	require.NoError(t, again.Unpause(ctx, id))
+	b.eventually("all work again", func() bool { return all(stood) })
+}
+
+// pausedWhileStopped is a pause that comes while an instance is given its grace: it is stopped all the same, because frozen
+// processes are not killed before they are let go.
+func pausedWhileStopped(t *testing.T, b *bench) {
+	ctx := b.context()
+	deaf := b.spec("/bin/sh", "-c", "trap 'touch asked' TERM; touch armed; while :; do sleep 0.05; done")
+	id := b.start(deaf)
+	there := func(name string) func() bool {
+		return func() bool {
+			_, err := os.Stat(filepath.Join(deaf.ContentDir, name))
+			return err == nil
+		}
+	}
+	b.eventually("it listens", there("armed"))
+	stopped := make(chan error, 1)
+	go func() { stopped <- b.engine.Stop(ctx, id, time.Second) }()
+	b.eventually("it was asked to end", there("asked"))
+	if err := b.engine.Pause(ctx, id); err != nil {
+		require.ErrorIs(t, err, engine.ErrNotRunning, "the pause came too late")
+	}
+	require.NoError(t, <-stopped)
+	require.Equal(t, engine.StatusExited, b.status(id))
+	require.NoError(t, b.engine.Remove(ctx, id))
 }
 
 func content(t *testing.T, b *bench) {

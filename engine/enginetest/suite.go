@@ -57,6 +57,8 @@ func Run(t *testing.T, factory Factory) {
 		{name: "StopIsComplete", run: stopIsComplete},
 		{name: "StopGivesGrace", run: stopGivesGrace},
 		{name: "PauseAndStop", run: pauseAndStop},
+		{name: "PauseFindsEverything", run: pauseFindsEverything},
+		{name: "PausedWhileStopped", run: pausedWhileStopped},
 		{name: "Content", run: content},
 		{name: "OtherOwners", run: otherOwners},
 		{name: "SecretsStaySecret", run: secretsStaySecret},

@@ -101,7 +101,7 @@ func (e *Engine) Start(ctx context.Context, id string) error {
 	case engine.StatusRunning:
 		return nil
 	case engine.StatusPaused:
-		return fmt.Errorf("starting %s: it is paused: unpause it", found.record.Spec.Name)
+		return fmt.Errorf("starting %s: %w", found.record.Spec.Name, engine.ErrPaused)
 	}
 	if err := found.sweep(ctx); err != nil {
 		return err

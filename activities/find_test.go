@@ -28,7 +28,7 @@ func TestFindInstance(t *testing.T) {
 	require.NoError(t, err)
 	r.write(1, "file", "kept")
 	for status, runs := range map[engine.Status]bool{
-		engine.StatusRunning: true, engine.StatusPaused: true, engine.StatusExited: false, engine.StatusCreated: false,
+		engine.StatusRunning: true, engine.StatusExited: false, engine.StatusCreated: false,
 	} {
 		r.engine.instances[name].Status = status
 		r.engine.calls = nil
@@ -37,6 +37,13 @@ func TestFindInstance(t *testing.T) {
 		require.Equal(t, workspace.FindInstanceResult{Runs: runs, Status: string(status)}, found)
 		require.Equal(t, []string{"list"}, r.engine.calls)
 	}
+
+	// One that is paused is neither said to run nor to have ended: it is asked for again.
+	r.engine.instances[name].Status = engine.StatusPaused
+	_, err = find()
+	transient(t, err)
+	require.ErrorContains(t, err, "is paused: ")
+	require.Equal(t, engine.StatusPaused, r.engine.status(name))
 
 	r.engine.fail = func(string, string) error { return engine.ErrUnavailable }
 	_, err = find()

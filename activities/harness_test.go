@@ -66,8 +66,11 @@ func newFakeEngine() *fakeEngine {
 }
 
 func (f *fakeEngine) enter(call, name string) error {
-	if f.before != nil {
-		f.before(call, name)
+	f.mutex.Lock()
+	before := f.before
+	f.mutex.Unlock()
+	if before != nil {
+		before(call, name)
 	}
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
@@ -124,7 +127,18 @@ func (f *fakeEngine) set(ctx context.Context, call, id string, status engine.Sta
 }
 
 func (f *fakeEngine) Start(ctx context.Context, id string) error {
+	if f.status(id) == engine.StatusPaused {
+		return engine.ErrPaused
+	}
 	return f.set(ctx, "start", id, engine.StatusRunning)
+}
+
+func (f *fakeEngine) Pause(ctx context.Context, id string) error {
+	return f.set(ctx, "pause", id, engine.StatusPaused)
+}
+
+func (f *fakeEngine) Unpause(ctx context.Context, id string) error {
+	return f.set(ctx, "unpause", id, engine.StatusRunning)
 }
 
 func (f *fakeEngine) Stop(ctx context.Context, id string, _ time.Duration) error {

@@ -107,6 +107,9 @@ func (n *Node) execHook(ctx context.Context, target workspace.Target, hook works
 		return 0, fmt.Errorf("looking for the instance: %w", err)
 	}
 	for _, instance := range instances {
+		if instance.Status == engine.StatusPaused { // it would wait until the hook's time is over
+			return 0, fmt.Errorf("%w: %s", engine.ErrPaused, n.Guard.Why(workspace.InstanceName(target.WorkspaceID, target.Token)))
+		}
 		if instance.Status != engine.StatusRunning {
 			continue
 		}

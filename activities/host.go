@@ -37,6 +37,10 @@ func (n *Node) Exec(ctx context.Context, claims dataport.Claims, request datapor
 	if err != nil {
 		return 0, err
 	}
+	if instance.Status == engine.StatusPaused { // a command in it would not begin before it goes on
+		return 0, fmt.Errorf("instance %d of workspace %s is paused: %s: %w", claims.Token, claims.Name,
+			n.Guard.Why(workspace.InstanceName(claims.WorkspaceID, claims.Token)), dataport.ErrPaused)
+	}
 	if instance.Status != engine.StatusRunning {
 		return 0, fmt.Errorf("instance %d of workspace %s is %s: %w", claims.Token, claims.Name, instance.Status, dataport.ErrNotRunning)
 	}
@@ -78,8 +82,13 @@ func (n *Node) Download(ctx context.Context, claims dataport.Claims, request dat
 		return err
 	}
 	info := dataport.DownloadInfo{Source: dataport.SourceNode, Time: time.Now(), Note: "nothing runs on them"}
-	if instance, err := n.instance(ctx, claims); err == nil && instance.Status == engine.StatusRunning {
-		info.Source, info.Note = dataport.SourceLive, "what is being written may be in the middle of a change"
+	if instance, err := n.instance(ctx, claims); err == nil {
+		switch instance.Status {
+		case engine.StatusRunning:
+			info.Source, info.Note = dataport.SourceLive, "what is being written may be in the middle of a change"
+		case engine.StatusPaused:
+			info.Note = "its instance is paused: " + n.Guard.Why(workspace.InstanceName(claims.WorkspaceID, claims.Token))
+		}
 	}
 	w, err := begin(info)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"holdfast/activities/pulse"
+	"holdfast/catalog"
 	"holdfast/engine"
 	"holdfast/workspace"
 )
@@ -70,7 +71,10 @@ func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceI
 				return err
 			}
 		}
-		if err := n.run(ctx, id); err != nil {
+		if err := n.run(ctx, input.Target, id); err != nil {
+			if errors.Is(err, engine.ErrPaused) {
+				return fmt.Errorf("starting the instance: %w", err) // it is there as it was, and nothing of it moves
+			}
 			// Whoever goes on must find nothing running; ctx may have ended.
 			stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 			defer cancel()
@@ -81,34 +85,61 @@ func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceI
 	return result, err
 }
 
-func (n *Node) run(ctx context.Context, id string) error {
-	if err := n.Engine.Start(ctx, id); err != nil {
+func (n *Node) run(ctx context.Context, target workspace.Target, id string) error {
+	err := n.Engine.Start(ctx, id)
+	if errors.Is(err, engine.ErrPaused) {
+		err = n.resume(ctx, target, id)
+	}
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	err := n.Engine.Ready(ctx, id)
+	err = n.Engine.Ready(ctx, id)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return permanent(workspace.ErrorStartFailed, errors.New("the instance did not become ready within two minutes"))
 	}
 	return err
 }
 
+// resume lets an instance go on that the guard paused and that is to run: whoever asks may be late, so that the catalog has
+// the last word, as it has for a commit. With an error it is still paused.
+func (n *Node) resume(ctx context.Context, target workspace.Target, id string) error {
+	newest, err := n.Catalog.NewestToken(ctx, target.WorkspaceID)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w, and whether another has taken its place cannot be asked: %v", engine.ErrPaused, err) // in words: it is asked again, whatever a store says
+	case newest > target.Token: // invariant 7
+		return fmt.Errorf("%w, because instance %d has taken its place: %w", engine.ErrPaused, newest, catalog.ErrStale)
+	}
+	if err := n.Lease.CheckNew(); err != nil { // invariant 7: asking may have taken long
+		return fmt.Errorf("%w: %w", engine.ErrPaused, err)
+	}
+	if err := n.Engine.Unpause(ctx, id); err != nil {
+		return fmt.Errorf("%w, and letting it go on failed: %w", engine.ErrPaused, err)
+	}
+	n.Logger.Info("instance resumed: it is to run, and no other has taken its place", "instance", workspace.InstanceName(target.WorkspaceID, target.Token))
+	return nil
+}
+
 // FindInstance says whether an instance that ran on this node still does, and that its content is there (invariant 5). It
-// changes nothing and waits for no other operation, so that it needs no lease.
+// changes nothing and waits for no other operation, so that it needs no lease. One that the guard has paused is not said to
+// run: whether it goes on is being decided, and it is asked for again.
 //
 // An instance that runs without its content in its place is ErrorContentForeign, never ErrorContentMissing: what it works
 // on is somewhere, and nothing may be started elsewhere beside it (A12).
 func (n *Node) FindInstance(ctx context.Context, input workspace.FindInstanceInput) (workspace.FindInstanceResult, error) {
 	var result workspace.FindInstanceResult
 	err := pulse.Run(ctx, n.Beater, pulse.Options{}, func(ctx context.Context) error {
+		paused := false
 		instances, err := n.Engine.List(ctx, n.labels(input.Target))
 		if err != nil {
 			return fmt.Errorf("looking for the instance: %w", err)
 		}
 		for _, instance := range instances {
 			result.Status = string(instance.Status)
-			result.Runs = instance.Status == engine.StatusRunning || instance.Status == engine.StatusPaused
+			paused = instance.Status == engine.StatusPaused
+			result.Runs = instance.Status == engine.StatusRunning || paused
 			if result.Runs {
 				break
 			}
@@ -119,6 +150,8 @@ func (n *Node) FindInstance(ctx context.Context, input workspace.FindInstanceInp
 			return fmt.Errorf("the instance runs, but on content that is not in its place: %w: %v", errForeign, err)
 		case err != nil:
 			return fmt.Errorf("looking for the instance: %w", err)
+		case paused:
+			return fmt.Errorf("%w: %s", engine.ErrPaused, n.Guard.Why(workspace.InstanceName(input.Target.WorkspaceID, input.Target.Token)))
 		}
 		return nil
 	})

@@ -146,6 +146,8 @@ type LeaseHolder struct {
 		Signaler
 	}
 	Logger *slog.Logger
+	// Guard, when set, says which instances are paused: it travels in the beats, for people to see.
+	Guard *Guard
 }
 
 // HoldLease beats until the lease is lost, renewed by the workflow, or given back because the agent stops.
@@ -166,7 +168,7 @@ func (h *LeaseHolder) HoldLease(ctx context.Context, input workspace.LeaseInput)
 	defer ticker.Stop()
 	for {
 		sent := h.Lease.now()
-		err := h.beat(ctx, info.TaskToken, workspace.LeaseBeat{Epoch: input.Epoch, Sent: sent.wall})
+		err := h.beat(ctx, info.TaskToken, h.details(input.Epoch, sent))
 		var gone *serviceerror.NotFound
 		switch {
 		case err == nil:
@@ -188,6 +190,11 @@ func (h *LeaseHolder) HoldLease(ctx context.Context, input workspace.LeaseInput)
 			return workspace.LeaseResult{}, ctx.Err()
 		}
 	}
+}
+
+func (h *LeaseHolder) details(epoch uint64, sent moment) workspace.LeaseBeat {
+	paused := h.Guard.Paused()
+	return workspace.LeaseBeat{Epoch: epoch, Sent: sent.wall, Paused: paused[:min(len(paused), workspace.MaxPaused)]}
 }
 
 func (h *LeaseHolder) beat(ctx context.Context, taskToken []byte, beat workspace.LeaseBeat) error {

@@ -25,8 +25,10 @@ type Node struct {
 	Catalog  *catalog.Catalog
 	Identity *keys.NodeIdentity
 	Lease    *Lease
-	Beater   pulse.Beater
-	Logger   *slog.Logger
+	// Guard, when set, knows why instances are paused.
+	Guard  *Guard
+	Beater pulse.Beater
+	Logger *slog.Logger
 	// Reserve is the room in bytes that stays free on the node's disk, so that what is on it can always be worked with
 	// (A18). Default 256 MiB.
 	Reserve int64

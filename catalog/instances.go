@@ -72,6 +72,12 @@ func (c *Catalog) NewestToken(ctx context.Context, id string) (uint64, error) {
 	return newest, nil
 }
 
+// NewestOn is the highest token that one provider has recorded, 0 when none. It asks nobody else: for who has to know at
+// once of a newer one, wherever that is.
+func (c *Catalog) NewestOn(ctx context.Context, provider storage.Provider, id string) (uint64, error) {
+	return highest(ctx, provider, workspacePrefix(id)+"instances/")
+}
+
 func highest(ctx context.Context, provider storage.Provider, prefix string) (uint64, error) {
 	var newest uint64
 	err := provider.List(ctx, prefix, func(object storage.Object) error {

@@ -16,6 +16,7 @@ var (
 	ErrForbidden    = errors.New("the token does not permit this")
 	ErrNotHere      = errors.New("this workspace, instance or snapshot is not on this node")
 	ErrNotRunning   = errors.New("the instance is not running")
+	ErrPaused       = errors.New("the instance is paused by its node")
 	ErrConflict     = errors.New("another operation is under way on this workspace")
 	ErrInvalid      = errors.New("invalid request")
 	ErrBusy         = errors.New("the node serves as many streams as it may: try again")
@@ -51,6 +52,7 @@ func codes() []code {
 		{"cut", ErrCut, http.StatusBadRequest},
 		{"not_here", ErrNotHere, http.StatusNotFound},
 		{"not_running", ErrNotRunning, http.StatusConflict},
+		{"paused", ErrPaused, http.StatusConflict},
 		{"conflict", ErrConflict, http.StatusConflict},
 		{"invalid", ErrInvalid, http.StatusBadRequest},
 		{"busy", ErrBusy, http.StatusServiceUnavailable},
@@ -60,6 +62,7 @@ func codes() []code {
 		// An engine's own words, when the host passed them on as they were.
 		{"not_here", engine.ErrNotFound, http.StatusNotFound},
 		{"not_running", engine.ErrNotRunning, http.StatusConflict},
+		{"paused", engine.ErrPaused, http.StatusConflict},
 		{"conflict", engine.ErrConflict, http.StatusConflict},
 		{"invalid", engine.ErrInvalid, http.StatusBadRequest},
 		{"unavailable", engine.ErrUnavailable, http.StatusServiceUnavailable},

@@ -12,7 +12,7 @@ import (
 
 // Host does what the data port was asked for; the agent implements it. The claims have been verified: signature, expiry,
 // node and verb. What is left to the host is whether the workspace and the instance (Claims.Token) are here, which it
-// answers with an error that wraps ErrNotHere or ErrNotRunning, and ErrConflict when another operation is under way.
+// answers with an error that wraps ErrNotHere, ErrNotRunning or ErrPaused, and ErrConflict when another operation is under way.
 //
 // The context ends when the client goes away, the server is shut down, or the stream fails: a command must then be
 // killed. Errors are sent to the client; none may contain a secret (values of ExecRequest.Environment are blotted out

@@ -149,7 +149,8 @@ type Engine interface {
 	// List returns the instances that carry all the given labels (an empty value matches any value).
 	List(ctx context.Context, labels map[string]string) ([]Instance, error)
 
-	// Exec runs a command inside the instance and returns its exit code. When the context ends, the command is killed.
+	// Exec runs a command inside the instance and returns its exit code. When the context ends, the command is killed. In a
+	// paused instance it is ErrPaused at once.
 	Exec(ctx context.Context, id string, spec ExecSpec) (int, error)
 
 	// Logs writes the main process's output to w.

@@ -97,6 +97,8 @@ func explainDataPort(input workspace.AccessInput, err error) error {
 	switch {
 	case errors.Is(err, dataport.ErrNotRunning):
 		code, mend = exitRefused, fmt.Sprintf("`holdfast start %s` starts it; its content can be fetched with `holdfast download %s`", input.Name, input.Name)
+	case errors.Is(err, dataport.ErrPaused):
+		code, mend = exitRefused, fmt.Sprintf("nothing, when its node is only cut off: it goes on by itself; `holdfast why %s` says what is known, and `holdfast download %s` fetches its content", input.Name, input.Name)
 	case errors.Is(err, dataport.ErrConflict):
 		code = exitRefused
 	case errors.Is(err, dataport.ErrNotHere):

@@ -34,6 +34,8 @@ type control interface {
 	Workspaces(ctx context.Context) ([]listedWorkspace, error)
 	Nodes(ctx context.Context) ([]listedNode, error)
 	Node(ctx context.Context, name string) (workspace.NodeState, error)
+	// Paused is what a node has paused, as far as it is known.
+	Paused(ctx context.Context, node string) ([]workspace.PausedInstance, error)
 	// OrderNode says something of a node.
 	OrderNode(ctx context.Context, name, requestID string, order workspace.NodeOrder) (workspace.NodeState, error)
 	Access(ctx context.Context, input workspace.AccessInput) (workspace.AccessResult, error)
@@ -56,8 +58,12 @@ type listedWorkspace struct {
 	StopAhead *workspace.StopAhead `json:"stop_ahead,omitempty"`
 	// Loss says what is done about the loss of its node, or what that cost.
 	Loss string `json:"loss,omitempty"`
+	// Paused says that its node has paused it, and why.
+	Paused string `json:"paused,omitempty"`
 	// Stale is set when the workspace itself could not be asked: the line is from Temporal's index, which lags.
 	Stale bool `json:"stale,omitempty"`
+
+	Instance string `json:"-"` // workspace.InstanceName of what runs
 }
 
 // listedNode is one line of `holdfast node list`.
@@ -314,7 +320,7 @@ func listWorkspace(state workspace.State, now time.Time) listedWorkspace {
 	}
 	switch {
 	case state.Instance != nil:
-		line.Node = state.Instance.Node
+		line.Node, line.Instance = state.Instance.Node, workspace.InstanceName(state.ID, state.Instance.Token)
 	case state.Kept != nil:
 		line.Node = state.Kept.Node
 	}

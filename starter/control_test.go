@@ -179,7 +179,7 @@ func TestListFallsBackToTheIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []listedWorkspace{{Name: "api", Owner: "ada", Phase: "Stopped", LastSnapshot: testNow, Stale: true}, {Name: "web", Owner: "ada", Phase: "Running", Node: "n1",
+	want := []listedWorkspace{{Name: "api", Owner: "ada", Phase: "Stopped", LastSnapshot: testNow, Stale: true}, {Name: "web", Owner: "ada", Phase: "Running", Node: "n1", Instance: workspace.InstanceName("", 0),
 		RecoveryPoint: &workspace.RecoveryPoint{AgeSeconds: -1, IntervalSeconds: 300, BoundSeconds: 300}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -38,6 +38,7 @@ func (p *program) list(c *cli.Context) error {
 			}
 			lines = append(lines, line)
 		}
+		tellListPaused(ctx, control, lines)
 		if asJSON {
 			return printJSON(p.stdout, listOf(lines))
 		}
@@ -101,6 +102,9 @@ func renderWorkspaces(w io.Writer, lines []listedWorkspace, now time.Time, colou
 		}
 	}
 	for _, line := range lines {
+		if line.Paused != "" {
+			fmt.Fprintln(w, wrapText(line.Name+": "+line.Paused, 2))
+		}
 		if line.Loss != "" {
 			fmt.Fprintln(w, wrapText(line.Name+": "+line.Loss, 2))
 		}

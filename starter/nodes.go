@@ -56,12 +56,23 @@ func (p *program) showNode(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
+		paused, err := control.Paused(ctx, name)
+		if err != nil {
+			return err
+		}
 		if asJSON {
-			return printJSON(p.stdout, state)
+			return printJSON(p.stdout, shownNode{NodeState: state, Paused: paused})
 		}
 		renderNode(p.stdout, state, p.now(), p.colours)
+		renderPaused(p.stdout, paused)
 		return nil
 	})
+}
+
+// shownNode is what `holdfast node show -o json` prints.
+type shownNode struct {
+	workspace.NodeState
+	Paused []workspace.PausedInstance `json:"paused,omitempty"`
 }
 
 func renderNode(w io.Writer, state workspace.NodeState, now time.Time, colours bool) {

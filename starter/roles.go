@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -32,6 +33,7 @@ func (p *program) roleCommands() []*cli.Command {
 				&cli.StringFlag{Name: "engine", EnvVars: []string{"HOLDFAST_ENGINE"}, Usage: "container `ENGINE` of a node: auto, docker or process"},
 				&cli.StringFlag{Name: "listen", EnvVars: []string{"HOLDFAST_LISTEN"}, Usage: "`ADDRESS` of a node's data port (default 127.0.0.1:0)"},
 				&cli.StringFlag{Name: "advertise", EnvVars: []string{"HOLDFAST_ADVERTISE"}, Usage: "`ADDRESS` under which others reach the data port"},
+				&cli.DurationFlag{Name: flagPauseAfter, EnvVars: []string{"HOLDFAST_PAUSE_AFTER"}, Value: worker.DefaultPauseAfter, Usage: "`TIME` (10s to 24h) for which a node may reach neither Temporal nor a store before it pauses its workspaces"},
 				&cli.IntFlag{Name: flagDoubleWrite, EnvVars: []string{"HOLDFAST_DOUBLE_WRITE"}, Value: 100, Usage: "`PERCENT` of workspaces whose snapshots a control worker has written to all stores; the others' go to as few as the policy allows"},
 				&cli.StringFlag{Name: flagMetricsAddress, EnvVars: []string{"HOLDFAST_METRICS_ADDRESS"}, Usage: "serve Prometheus metrics at /metrics of `HOST:PORT`, to everybody who reaches it (default: nowhere)"},
 				&cli.StringFlag{Name: "log-format", EnvVars: []string{"HOLDFAST_LOG_FORMAT"}, Value: "text", Usage: "`FORMAT` of the log on standard error: text or json"},
@@ -102,6 +104,10 @@ func (p *program) worker(c *cli.Context) error {
 	if double < 0 || double > 100 {
 		return usage("--%s %d: want a percentage from 0 to 100", flagDoubleWrite, double)
 	}
+	pauseAfter, err := pauseAfterOf(c, s.PauseAfter)
+	if err != nil {
+		return err
+	}
 	d, err := findDeployment(s)
 	if err != nil {
 		return err
@@ -133,7 +139,7 @@ func (p *program) worker(c *cli.Context) error {
 		}
 		return endedWell(c.Context, worker.RunControl(c.Context, worker.ControlConfig{Config: config, MasterKey: masterKey, SingleWrite: 100 - double}))
 	}
-	return p.agent(c, d, config, node)
+	return p.agent(c, d, worker.NodeConfig{Config: config, Name: node, PauseAfter: pauseAfter, Version: version()})
 }
 
 // checkMetricsAddress refuses what cannot be listened on before anything is opened.
@@ -148,11 +154,27 @@ func checkMetricsAddress(address string) error {
 	return nil
 }
 
+// pauseAfterOf is --pause-after, else what the settings say.
+func pauseAfterOf(c *cli.Context, setting string) (time.Duration, error) {
+	after, name := c.Duration(flagPauseAfter), "--"+flagPauseAfter
+	if setting != "" && !c.IsSet(flagPauseAfter) {
+		var err error
+		if after, err = time.ParseDuration(setting); err != nil {
+			return 0, usage("pause_after %q: want a time such as 2m", setting)
+		}
+		name = "pause_after"
+	}
+	if after < 10*time.Second || after > 24*time.Hour {
+		return 0, usage("%s %s: want 10s to 24h", name, after)
+	}
+	return after, nil
+}
+
 // agent runs a node's agent.
-func (p *program) agent(c *cli.Context, d deployment, config worker.Config, node string) error {
+func (p *program) agent(c *cli.Context, d deployment, config worker.NodeConfig) error {
 	dir := c.String("data-dir")
 	if dir == "" {
-		dir = filepath.Join(d.StateDir, "nodes", node)
+		dir = filepath.Join(d.StateDir, "nodes", config.Name)
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -179,10 +201,8 @@ func (p *program) agent(c *cli.Context, d deployment, config worker.Config, node
 		return fail(exitFailed, "opening the container engine: %w", err).
 			withMend("start it and let this user use it, or run workspaces as processes with --engine process")
 	}
-	return endedWell(c.Context, worker.RunNode(c.Context, worker.NodeConfig{
-		Config: config, Name: node, DataDir: dir, Engine: containers, Listen: c.String("listen"), Advertise: c.String("advertise"),
-		Version: version(),
-	}))
+	config.DataDir, config.Engine, config.Listen, config.Advertise = dir, containers, c.String("listen"), c.String("advertise")
+	return endedWell(c.Context, worker.RunNode(c.Context, config))
 }
 
 // endedWell forgives a role that ends because it was told to.

@@ -34,6 +34,7 @@ type settings struct {
 	Engine           string   `yaml:"engine"`            // auto, docker or process
 	DoubleWrite      *int     `yaml:"double_write"`      // percentage of workspaces whose snapshots are written to all stores
 	MetricsAddress   string   `yaml:"metrics_address"`   // host:port on which a worker serves /metrics; empty: none
+	PauseAfter       string   `yaml:"pause_after"`       // how long a node may reach nothing before it pauses its workspaces
 	SnapshotEvery    string   `yaml:"snapshot_every"`    // how often new workspaces are snapshotted while they run, or off
 }
 
@@ -55,6 +56,7 @@ const (
 	flagTemporalProfile   = "temporal-profile"
 	flagMetricsAddress    = "metrics-address"
 	flagDoubleWrite       = "double-write"
+	flagPauseAfter        = "pause-after"
 )
 
 // globalFlags stand before the command's name.

@@ -47,8 +47,9 @@ func (p *program) show(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
+		paused := tellPaused(ctx, control, &state)
 		if asJSON {
-			return printJSON(p.stdout, shownState{State: state, RecoveryPoint: workspace.RecoveryPointOf(state, p.now()), StopAhead: workspace.StopAheadOf(state, p.now())})
+			return printJSON(p.stdout, shownState{State: state, Paused: paused, RecoveryPoint: workspace.RecoveryPointOf(state, p.now()), StopAhead: workspace.StopAheadOf(state, p.now())})
 		}
 		renderState(p.stdout, state, p.now(), p.colours)
 		return nil
@@ -60,6 +61,8 @@ type shownState struct {
 	workspace.State
 	RecoveryPoint *workspace.RecoveryPoint `json:"recovery_point,omitempty"`
 	StopAhead     *workspace.StopAhead     `json:"stop_ahead,omitempty"`
+	// Paused is what its nodes have paused of it.
+	Paused []workspace.PausedInstance `json:"paused,omitempty"`
 }
 
 // renderState writes what is known as "field  value" lines.

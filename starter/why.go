@@ -31,7 +31,11 @@ func (p *program) why(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
+		paused := tellPaused(ctx, control, &state)
 		e := workspace.Explain(state, pending, p.now())
+		if len(paused) > 0 && state.Instance != nil && paused[0].Token == state.Instance.Token && state.Operation == nil {
+			e.Doing = "Nothing runs: it goes on by itself once its node may let it."
+		}
 		if state.Instance != nil {
 			// For display only: a node that cannot be asked about keeps nobody from the rest.
 			if node, err := control.Node(ctx, state.Instance.Node); err == nil {

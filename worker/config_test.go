@@ -57,6 +57,7 @@ func TestConfigErrorsNameTheFieldAndTheMend(t *testing.T) {
 		"a data directory that is a file": {node(func(c *NodeConfig) { c.DataDir = "/dev/null" }), []string{"data directory", "--data-dir"}},
 		"no engine":                       {node(func(c *NodeConfig) { c.Engine = nil }), []string{"engine"}},
 		"a negative reserve":              {node(func(c *NodeConfig) { c.Reserve = -1 }), []string{"reserve", "-1"}},
+		"a negative pause-after":          {node(func(c *NodeConfig) { c.PauseAfter = -1 }), []string{"pause after", "2m0s"}},
 		"control: no stores":              {control(func(c *ControlConfig) { c.Stores = nil }), []string{"control worker", "stores"}},
 		"control: no master key":          {control(func(c *ControlConfig) { c.MasterKey = "" }), []string{"control worker", "master key"}},
 	} {

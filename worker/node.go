@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,6 +22,9 @@ import (
 	"holdfast/workspace"
 )
 
+// DefaultPauseAfter is NodeConfig.PauseAfter when that is 0.
+const DefaultPauseAfter = activities.DefaultPauseAfter
+
 // NodeConfig configures the agent of a node.
 type NodeConfig struct {
 	Config
@@ -34,6 +38,9 @@ type NodeConfig struct {
 	Listen, Advertise string
 	// Reserve is the room in bytes that stays free on the disk. Default 256 MiB.
 	Reserve int64
+	// PauseAfter is how long the node may reach neither Temporal nor a store before it pauses its instances. Default
+	// DefaultPauseAfter.
+	PauseAfter time.Duration
 	// Concurrency is how many activities the node runs at once. Default 8: backups are bound by disk and network, and
 	// what waits in the queue waits safely.
 	Concurrency int
@@ -73,6 +80,9 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	if config.Reserve < 0 {
 		return fmt.Errorf("reserve: %d bytes: want 0 (the default) or more", config.Reserve)
 	}
+	if config.PauseAfter < 0 {
+		return fmt.Errorf("pause after: %s: want 0 (the default, %s) or more", config.PauseAfter, DefaultPauseAfter)
+	}
 	if config.Concurrency <= 0 {
 		config.Concurrency = 8
 	}
@@ -99,24 +109,41 @@ func runNode(ctx context.Context, config NodeConfig) error {
 		return err
 	}
 	defer d.close()
+	lease := &activities.Lease{}
+	if config.leased != nil {
+		config.leased(lease)
+	}
+	var leases client.Client
+	var connected atomic.Bool // leases is set
+	guard := &activities.Guard{
+		Node: config.Name, Engine: config.Engine, Catalog: d.catalog, Lease: lease, Volumes: volumes, Logger: logger, PauseAfter: config.PauseAfter,
+		Memory: filepath.Join(config.DataDir, "guard.json"), Metrics: activities.NewGuardMetrics(),
+		Temporal: func(ctx context.Context) error {
+			if !connected.Load() {
+				return errors.New("it was not found yet")
+			}
+			_, err := leases.CheckHealth(ctx, &client.CheckHealthRequest{})
+			return err
+		},
+	}
+	d.metrics.MustRegister(guard.Metrics)
+	// Before anything is waited for: an agent that is started again while its node is cut off guards what runs there.
+	defer background(ctx, guard.Run)()
+
 	// The lease has a connection of its own, so that a busy node never misses a beat.
 	work, err := d.connect(ctx, config.Name)
 	if err != nil {
 		return fmt.Errorf("connecting to Temporal: %w", err)
 	}
 	defer work.Close()
-	leases, err := d.connect(ctx, config.Name+"-lease")
-	if err != nil {
+	if leases, err = d.connect(ctx, config.Name+"-lease"); err != nil {
 		return fmt.Errorf("connecting to Temporal for the lease: %w", err)
 	}
 	defer leases.Close()
+	connected.Store(true)
 
-	lease := &activities.Lease{}
-	if config.leased != nil {
-		config.leased(lease)
-	}
 	node := &activities.Node{
-		Name: config.Name, Engine: config.Engine, Volumes: volumes, Catalog: d.catalog, Identity: identity, Lease: lease,
+		Name: config.Name, Engine: config.Engine, Volumes: volumes, Catalog: d.catalog, Identity: identity, Lease: lease, Guard: guard,
 		Beater: work, Logger: logger, Reserve: config.Reserve, Snapshots: d.snapshots, StorageNote: d.stale.note,
 	}
 	port, err := dataport.New(dataport.ServerOptions{
@@ -158,7 +185,7 @@ func runNode(ctx context.Context, config NodeConfig) error {
 		MaxConcurrentActivityExecutionSize: 2,
 		MaxConcurrentActivityTaskPollers:   2,
 	})
-	activities.RegisterLease(leaseWorker, &activities.LeaseHolder{Lease: lease, Incarnation: a.info.Incarnation, Client: leases, Logger: logger})
+	activities.RegisterLease(leaseWorker, &activities.LeaseHolder{Lease: lease, Incarnation: a.info.Incarnation, Client: leases, Logger: logger, Guard: guard})
 
 	a.scan(ctx)
 	go func() {
@@ -167,16 +194,7 @@ func runNode(ctx context.Context, config NodeConfig) error {
 			logger.Warn("emptying the trash", "error", err)
 		}
 	}()
-	watchCtx, stopWatching := context.WithCancel(ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		node.WatchUse(watchCtx)
-	}()
-	defer func() { // before the engine is closed
-		stopWatching()
-		<-watched
-	}()
+	defer background(ctx, node.WatchUse)() // before the engine is closed
 	if err := leaseWorker.Start(); err != nil {
 		return fmt.Errorf("starting the lease worker: %w", err)
 	}
@@ -193,6 +211,20 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	workWorker.Stop()
 	leaseWorker.Stop()
 	return err
+}
+
+// background runs something until the returned function is called, which waits for its end.
+func background(ctx context.Context, run func(context.Context)) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // agent announces the node and looks at what is on it.

@@ -62,6 +62,9 @@ func safeAfterLoss(state State) []string {
 		if state.Head != nil {
 			text += fmt.Sprintf(" Going on without it would lose at most the last %s of work before %s.", workSpan(LostWork(state, loss.At)), loss.At.UTC().Format("15:04:05 UTC"))
 		}
+		if !loss.Gone && state.Instance != nil {
+			text += fmt.Sprintf(" If it is only cut off, the instance may go on there: node %s pauses it once it sees that another has taken its place, or when it has reached nothing for a while.", loss.Node)
+		}
 		lines = append(lines, text)
 	}
 	if recovery := state.Recovery; recovery != nil {

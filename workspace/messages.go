@@ -245,7 +245,7 @@ type FindInstanceInput struct {
 
 // FindInstanceResult says what the node found beside the instance's content, which it has: that it lacks it is an error.
 type FindInstanceResult struct {
-	Runs   bool   `json:"runs"`             // also while it is paused
+	Runs   bool   `json:"runs"`             // one that its node has paused is an error
 	Status string `json:"status,omitempty"` // of its container; empty when there is none
 }
 

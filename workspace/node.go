@@ -159,7 +159,22 @@ type LeaseBeat struct {
 	Epoch     uint64    `json:"epoch"`
 	Sent      time.Time `json:"sent"`
 	Instances int       `json:"instances"`
+	// Paused are the instances on the node that are paused, at most MaxPaused. For display only.
+	Paused []PausedInstance `json:"paused,omitempty"`
 }
+
+// PausedInstance is an instance that its node has paused (docs/decisions/0016-fence-pauses.md).
+type PausedInstance struct {
+	WorkspaceID string `json:"workspace_id"`
+	Name        string `json:"name,omitempty"` // the workspace's, when the node knows it
+	Token       uint64 `json:"token"`
+	// Replaced is the token of the instance that has taken its place; 0 when none is known.
+	Replaced uint64 `json:"replaced,omitempty"`
+	Why      string `json:"why"` // in words
+}
+
+// MaxPaused bounds how many paused instances a beat names.
+const MaxPaused = 50
 
 // LeaseResult says how a lease ended when it was not lost.
 type LeaseResult struct {

@@ -74,7 +74,10 @@ func (e *Engine) Exec(ctx context.Context, id string, spec engine.ExecSpec) (int
 	if err != nil {
 		return -1, err
 	}
-	if !found.State.Running || found.State.Paused {
+	if found.State.Paused {
+		return -1, fmt.Errorf("%w: %s", engine.ErrPaused, id)
+	}
+	if !found.State.Running {
 		return -1, fmt.Errorf("%w: %s is %s", engine.ErrNotRunning, id, statusOf(found.State))
 	}
 	mark := make([]byte, 12)

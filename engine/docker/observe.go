@@ -37,7 +37,7 @@ func (e *Engine) Ready(ctx context.Context, id string) error {
 		case engine.StatusCreated, engine.StatusExited:
 			return e.notRunning(ctx, found)
 		case engine.StatusPaused:
-			last = fmt.Errorf("%w: it is paused", engine.ErrNotRunning)
+			last = engine.ErrPaused
 		default:
 			err := e.probe(ctx, found)
 			if err == nil {

@@ -101,7 +101,7 @@ func pauseAndStop(t *testing.T, b *bench) {
 	stood := size()
 	require.Never(t, func() bool { return size() != stood }, 300*time.Millisecond, 50*time.Millisecond, "a paused instance does not move")
 	_, err := b.engine.Exec(ctx, id, engine.ExecSpec{Command: []string{"true"}})
-	require.Error(t, err)
+	require.ErrorIs(t, err, engine.ErrPaused, "a command does not wait for a pause to end")
 	_, err = b.engine.Stats(ctx, id)
 	require.NoError(t, err)
 	_, err = b.engine.Work(ctx, id)

@@ -60,6 +60,9 @@ func (e *Engine) Exec(ctx context.Context, id string, spec engine.ExecSpec) (int
 	if err != nil {
 		return -1, err
 	}
+	if found.status == engine.StatusPaused {
+		return -1, fmt.Errorf("%w: %s", engine.ErrPaused, found.record.Spec.Name)
+	}
 	if found.status != engine.StatusRunning {
 		return -1, fmt.Errorf("%w: %s is %s", engine.ErrNotRunning, found.record.Spec.Name, found.status)
 	}

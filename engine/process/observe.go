@@ -29,7 +29,7 @@ func (e *Engine) Ready(ctx context.Context, id string) error {
 		case engine.StatusCreated, engine.StatusExited:
 			return e.notRunning(ctx, found)
 		case engine.StatusPaused:
-			last = fmt.Errorf("%w: %s is paused", engine.ErrNotRunning, found.record.Spec.Name)
+			last = fmt.Errorf("%w: %s", engine.ErrPaused, found.record.Spec.Name)
 		default:
 			err := e.probe(ctx, found)
 			if err == nil {

@@ -1,0 +1,471 @@
+package activities
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+
+	"holdfast/catalog"
+	"holdfast/engine"
+	"holdfast/storage"
+	"holdfast/storage/faulty"
+	"holdfast/storage/storagetest"
+	"holdfast/workspace"
+)
+
+// watch is a node's guard in a bubble with a clock of its own, two stores, and a Temporal that is there or away.
+type watch struct {
+	t       *testing.T
+	guard   *Guard
+	lease   *Lease
+	engine  *fakeEngine
+	stores  [2]*faulty.Provider
+	catalog *catalog.Catalog
+	logs    *logBuffer
+	began   time.Time
+	slept   atomic.Int64 // so many nanoseconds is the wall clock ahead of the steady one
+	gone    atomic.Bool  // Temporal is away
+	after   time.Duration
+	stop    context.CancelFunc
+	ended   chan struct{}
+	beats   chan struct{} // closed: no more
+}
+
+// guarding runs a test whose guard begins with a lease.
+func guarding(t *testing.T, test func(*watch)) {
+	t.Helper()
+	guardingAfter(t, 0, test)
+}
+
+// guardingAfter is guarding with a PauseAfter.
+func guardingAfter(t *testing.T, after time.Duration, test func(*watch)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &watch{t: t, engine: newFakeEngine(), logs: &logBuffer{}, began: time.Now(), after: after}
+		var providers []storage.Provider
+		for i := range w.stores {
+			w.stores[i] = faulty.New(storagetest.NewMemory())
+			providers = append(providers, w.stores[i])
+		}
+		w.catalog = catalog.New(providers, storage.PolicyAny)
+		w.start(filepath.Join(t.TempDir(), "guard.json"))
+		w.take()
+		w.pass(time.Second)
+		defer func() {
+			w.cut()
+			w.end()
+		}()
+		test(w)
+	})
+}
+
+func (w *watch) clock() moment {
+	return moment{wall: time.Now().Add(time.Duration(w.slept.Load())).Round(0), steady: time.Since(w.began)}
+}
+
+// start starts the agent, and its guard with it.
+func (w *watch) start(memory string) {
+	w.lease = &Lease{clock: w.clock}
+	w.guard = &Guard{
+		Node: "node-1", Engine: w.engine, Catalog: w.catalog, Lease: w.lease, Memory: memory, Metrics: NewGuardMetrics(),
+		Temporal: func(context.Context) error {
+			if w.gone.Load() {
+				return errors.New("no route to host")
+			}
+			return nil
+		},
+		Logger: slog.New(slog.NewTextHandler(w.logs, nil)), PauseAfter: w.after,
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop, w.ended = cancel, make(chan struct{})
+	go func() {
+		defer close(w.ended)
+		w.guard.Run(ctx)
+	}()
+}
+
+// end ends the agent.
+func (w *watch) end() {
+	w.stop()
+	<-w.ended
+}
+
+// restart ends the agent and starts it again after a time.
+func (w *watch) restart(after time.Duration) {
+	w.cut()
+	w.end()
+	time.Sleep(after)
+	w.start(w.guard.Memory)
+}
+
+// take gives the node a lease, which is renewed until it is cut.
+func (w *watch) take() {
+	w.lease.begin(workspace.LeaseInput{Epoch: 1, Timeout: 10 * time.Second})
+	w.lease.renew(1, w.clock())
+	lease, beats := w.lease, make(chan struct{})
+	w.beats = beats
+	go func() {
+		ticker := time.NewTicker(beatInterval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				lease.renew(1, w.clock())
+			case <-beats:
+				return
+			}
+		}
+	}()
+}
+
+// cut ends the beats: the node is fenced 7 s later.
+func (w *watch) cut() {
+	if w.beats != nil {
+		close(w.beats)
+		w.beats = nil
+	}
+}
+
+// pass lets time go by on both clocks.
+func (w *watch) pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// runs has an instance that runs, with its record.
+func (w *watch) runs(workspaceID string, token uint64) string {
+	w.record(workspaceID, token, w.catalog)
+	return w.engine.add("node-1", workspaceID, token, engine.StatusRunning)
+}
+
+// record writes an instance record: the marker, when the token is newer than what runs.
+func (w *watch) record(workspaceID string, token uint64, c *catalog.Catalog) {
+	w.t.Helper()
+	require.NoError(w.t, c.RecordInstance(context.Background(), workspace.InstanceRecord{
+		WorkspaceID: workspaceID, Name: "atlas", Token: token, Node: "node-2",
+	}))
+}
+
+// alone cuts the node off from everything.
+func (w *watch) alone() {
+	w.cut()
+	w.gone.Store(true)
+	for _, store := range w.stores {
+		store.Inject(faulty.Rule{Kind: faulty.Hang})
+	}
+}
+
+// back ends that, but for the lease.
+func (w *watch) back() {
+	w.gone.Store(false)
+	for _, store := range w.stores {
+		store.Clear()
+	}
+}
+
+func (w *watch) is(name string, status engine.Status, why string) {
+	w.t.Helper()
+	require.Equal(w.t, status, w.engine.status(name), "%s: %s\n%s", name, why, w.logs)
+}
+
+// A12: the marker pauses the instance that was replaced, at once and no other; a node with its lease pauses nothing.
+func TestGuardPausesWhatWasReplaced(t *testing.T) {
+	guarding(t, func(w *watch) {
+		replaced, other := w.runs(id, 1), w.runs(otherID, 3)
+		w.pass(time.Minute)
+		require.Zero(t, w.stores[0].Calls(faulty.List)-w.stores[1].Calls(faulty.List))
+		before := w.stores[0].Calls(faulty.List)
+		w.pass(time.Hour)
+		require.Equal(t, before, w.stores[0].Calls(faulty.List), "with its lease it asks nothing")
+
+		w.cut()
+		w.pass(20 * time.Second)
+		w.is(replaced, engine.StatusRunning, "nothing is known of another instance")
+		w.record(id, 2, w.catalog)
+		w.pass(guardEvery + time.Second)
+		w.is(replaced, engine.StatusPaused, "another instance is recorded")
+		w.is(other, engine.StatusRunning, "it is the newest of its workspace")
+		require.Equal(t, []workspace.PausedInstance{{WorkspaceID: id, Token: 1, Replaced: 2, Why: "instance 2 has taken its place"}}, w.guard.Paused())
+		require.Equal(t, 1.0, testutil.ToFloat64(w.guard.Metrics.pauses.WithLabelValues(causeReplaced)))
+
+		// The lease again: what was replaced stays paused, for ever.
+		w.take()
+		w.pass(time.Hour)
+		w.is(replaced, engine.StatusPaused, "it was replaced")
+		w.is(other, engine.StatusRunning, "it was never paused")
+		require.Contains(t, w.guard.Why(workspace.InstanceName(id, 1)), "instance 2")
+	})
+}
+
+// One store that is away, silent, or answers with errors hides neither the marker on the other nor that one's answer.
+func TestGuardHearsEveryStore(t *testing.T) {
+	for name, rule := range map[string]faulty.Rule{
+		"silent":  {Kind: faulty.Hang},
+		"away":    {Kind: faulty.Error, Err: errors.New("lookup: i/o timeout")},
+		"refuses": {Kind: faulty.Error, Err: storage.ErrPermission},
+	} {
+		for away := range 2 {
+			t.Run(fmt.Sprintf("%s, store %d", name, away), func(t *testing.T) {
+				guarding(t, func(w *watch) {
+					w.gone.Store(true)
+					replaced, other := w.runs(id, 1), w.runs(otherID, 1)
+					w.stores[away].Inject(rule)
+					w.cut()
+					w.pass(10 * time.Minute)
+					w.is(replaced, engine.StatusRunning, "a store says that it is the newest")
+					w.record(id, 2, w.catalog)
+					w.pass(lookWithin + guardEvery + time.Second)
+					w.is(replaced, engine.StatusPaused, "a store has the marker")
+					w.is(other, engine.StatusRunning, "and none for the other")
+				})
+			})
+		}
+	}
+}
+
+// A store that answers with errors only is not reached: it may have a marker and does not say so. One without any record of
+// a workspace has answered.
+func TestGuardTellsAnErrorFromNothing(t *testing.T) {
+	guarding(t, func(w *watch) {
+		name := w.runs(id, 1)
+		w.gone.Store(true)
+		w.cut()
+		for _, store := range w.stores {
+			store.Inject(faulty.Rule{Op: faulty.List, Kind: faulty.Error, Err: storage.ErrPermission})
+		}
+		w.pass(DefaultPauseAfter + lookWithin + guardEvery)
+		w.is(name, engine.StatusPaused, "nobody says whether it was replaced")
+	})
+	guarding(t, func(w *watch) {
+		name := w.engine.add("node-1", id, 1, engine.StatusRunning) // without a record
+		w.gone.Store(true)
+		w.cut()
+		w.stores[0].Inject(faulty.Rule{Kind: faulty.Hang})
+		w.pass(time.Hour)
+		w.is(name, engine.StatusRunning, "a store says that it knows of no other")
+	})
+}
+
+// Nothing is reached: everything is paused after PauseAfter and not before, and goes on with the lease, but what was
+// replaced meanwhile.
+func TestGuardPausesAllWhenAlone(t *testing.T) {
+	guardingAfter(t, 5*time.Minute, func(w *watch) {
+		one, two := w.runs(id, 1), w.runs(otherID, 1)
+		foreign := w.engine.add("node-2", id, 7, engine.StatusRunning)
+		ended := w.engine.add("node-1", strings.Repeat("m", 26), 1, engine.StatusExited)
+		w.alone()
+		w.pass(5*time.Minute - time.Second)
+		w.is(one, engine.StatusRunning, "it is not so long yet")
+		w.pass(lookWithin + guardEvery + 10*time.Second)
+		for _, name := range []string{one, two} {
+			w.is(name, engine.StatusPaused, "nothing was reached for too long")
+		}
+		w.is(foreign, engine.StatusRunning, "it is another node's")
+		w.is(ended, engine.StatusExited, "it had ended")
+		require.Contains(t, w.guard.Why(workspace.InstanceName(id, 1)), "reached neither Temporal nor a store")
+		require.Equal(t, 2.0, testutil.ToFloat64(w.guard.Metrics.pauses.WithLabelValues(causeAlone)))
+
+		// Reached again, but without its lease: they stay paused, since nothing says that they are to run.
+		w.back()
+		w.pass(5 * time.Minute)
+		w.is(one, engine.StatusPaused, "the node has no lease")
+		w.record(id, 2, w.catalog)
+		w.take()
+		w.pass(settleEvery)
+		w.is(one, engine.StatusPaused, "it was replaced")
+		w.is(two, engine.StatusRunning, "it goes on")
+		require.Contains(t, w.logs.String(), "instance resumed")
+	})
+}
+
+// Temporal alone, or one store alone, is enough to be reached.
+func TestGuardIsNotAlone(t *testing.T) {
+	guarding(t, func(w *watch) {
+		name := w.runs(id, 1)
+		w.alone()
+		w.gone.Store(false)
+		w.pass(time.Hour)
+		w.is(name, engine.StatusRunning, "Temporal answers")
+		w.gone.Store(true)
+		w.pass(DefaultPauseAfter + lookWithin + guardSlowly + guardEvery)
+		w.is(name, engine.StatusPaused, "nothing answers")
+	})
+}
+
+// A lease that is held again resumes nothing while the stores that have to be asked do not answer, and says so.
+func TestGuardResumesNothingUnasked(t *testing.T) {
+	guarding(t, func(w *watch) {
+		name := w.runs(id, 1)
+		w.alone()
+		w.pass(DefaultPauseAfter + lookWithin + guardEvery)
+		w.is(name, engine.StatusPaused, "nothing was reached")
+		w.gone.Store(false)
+		w.take()
+		w.pass(10 * time.Minute)
+		w.is(name, engine.StatusPaused, "no store says whether it was replaced")
+		require.Contains(t, w.guard.Why(workspace.InstanceName(id, 1)), "cannot be asked")
+		require.Contains(t, w.logs.String(), "stays paused")
+		w.stores[1].Clear()
+		w.pass(settleEvery + lookWithin + time.Second)
+		w.is(name, engine.StatusRunning, "the policy's number of stores has answered")
+	})
+}
+
+// Pauses survive the agent. The next one goes on by the same rules, and counts from what the one before had reached.
+func TestGuardAfterARestart(t *testing.T) {
+	guarding(t, func(w *watch) {
+		one, two := w.runs(id, 1), w.runs(otherID, 1)
+		w.alone()
+		w.pass(DefaultPauseAfter + lookWithin + guardEvery)
+		w.restart(time.Minute)
+		w.pass(10 * time.Minute)
+		w.is(one, engine.StatusPaused, "nothing was reached since")
+		w.back()
+		w.record(id, 2, w.catalog)
+		w.pass(time.Minute)
+		w.is(two, engine.StatusPaused, "the node has no lease")
+		require.Contains(t, w.guard.Why(workspace.InstanceName(id, 1)), "instance 2")
+		w.restart(time.Second)
+		w.take()
+		w.pass(2 * time.Second)
+		w.is(one, engine.StatusPaused, "it was replaced")
+		w.is(two, engine.StatusRunning, "it is the newest")
+	})
+	guarding(t, func(w *watch) {
+		name := w.runs(id, 1)
+		w.pass(time.Minute)
+		w.alone()
+		for range 20 { // an agent that cannot begin is started again and again
+			w.restart(5 * time.Second)
+			w.pass(5 * time.Second)
+		}
+		w.is(name, engine.StatusPaused, "it did not begin to count anew each time")
+	})
+	guarding(t, func(w *watch) { // what was replaced while no agent was there
+		name := w.runs(id, 1)
+		w.record(id, 2, w.catalog)
+		w.restart(time.Hour)
+		w.pass(2 * time.Second)
+		w.is(name, engine.StatusPaused, "the marker was there already")
+	})
+}
+
+// A machine that was suspended wakes with its lease long gone by the wall clock alone, and decides at once.
+func TestGuardWakesUp(t *testing.T) {
+	guarding(t, func(w *watch) {
+		name := w.runs(id, 1)
+		w.alone()
+		w.slept.Store(int64(time.Hour))
+		w.pass(lookWithin + time.Second)
+		w.is(name, engine.StatusPaused, "an hour has passed, in which nothing was reached")
+		w.back()
+		w.take()
+		w.pass(lookWithin + time.Second)
+		w.is(name, engine.StatusRunning, "it is still the newest")
+	})
+	guarding(t, func(w *watch) {
+		replaced, current := w.runs(id, 1), w.runs(otherID, 1)
+		w.record(id, 2, w.catalog)
+		w.cut()
+		w.slept.Store(int64(time.Hour))
+		w.pass(time.Second)
+		w.is(replaced, engine.StatusPaused, "the marker is read before its lease comes back")
+		w.is(current, engine.StatusRunning, "the stores are there and have none for it")
+	})
+}
+
+// The looks of a node without a lease are bounded: in time with a store that is silent, in number with many instances, and
+// they slow down.
+func TestGuardAsksWithMeasure(t *testing.T) {
+	const many = 150
+	guarding(t, func(w *watch) {
+		for i := range many {
+			w.engine.add("node-1", fmt.Sprintf("%026d", i), 1, engine.StatusRunning)
+		}
+		w.stores[1].Inject(faulty.Rule{Kind: faulty.Hang})
+		w.cut()
+		w.pass(time.Minute)
+		last := "holdfast-" + workspace.InstanceName(fmt.Sprintf("%026d", many-1), 1)
+		w.record(fmt.Sprintf("%026d", many-1), 2, newCatalogOf(w.stores[0]))
+		w.pass(time.Minute)
+		w.is(last, engine.StatusPaused, "each has its turn")
+		before := [2]int{w.stores[0].Calls(faulty.List), w.stores[1].Calls(faulty.List)}
+		w.pass(time.Minute)
+		require.LessOrEqual(t, w.stores[0].Calls(faulty.List)-before[0], 60/2*lookMost)
+		require.LessOrEqual(t, w.stores[1].Calls(faulty.List)-before[1], 60/2*lookAtOnce, "one that is silent is left alone in each look")
+		w.pass(guardPatience)
+		before[0] = w.stores[0].Calls(faulty.List)
+		w.pass(time.Minute)
+		require.LessOrEqual(t, w.stores[0].Calls(faulty.List)-before[0], 4*lookMost, "it has slowed down")
+	})
+}
+
+// An engine that fails or hangs on one instance keeps no other from being paused, and is asked again.
+func TestGuardAndABadEngine(t *testing.T) {
+	guarding(t, func(w *watch) {
+		fails, hangs, good := w.runs(id, 1), w.runs(otherID, 1), w.runs(strings.Repeat("m", 26), 1)
+		release := make(chan struct{})
+		w.engine.mutex.Lock()
+		w.engine.fail = func(call, name string) error {
+			if call == "pause" && name == fails {
+				return engine.ErrUnavailable
+			}
+			return nil
+		}
+		w.engine.before = func(call, name string) {
+			if call == "pause" && name == hangs {
+				<-release // not even its own time-out ends it
+			}
+		}
+		w.engine.mutex.Unlock()
+		w.alone()
+		w.pass(DefaultPauseAfter + lookWithin + guardEvery)
+		w.is(good, engine.StatusPaused, "it is nobody else's trouble")
+		w.is(fails, engine.StatusRunning, "it failed")
+		require.Positive(t, testutil.ToFloat64(w.guard.Metrics.failures))
+		w.engine.mutex.Lock()
+		w.engine.fail = nil
+		w.engine.mutex.Unlock()
+		w.pass(lookWithin + guardEvery)
+		w.is(fails, engine.StatusPaused, "it was tried again")
+
+		// A pause that takes effect after the lease has come back is not for ever.
+		w.back()
+		w.take()
+		w.pass(time.Minute)
+		w.is(good, engine.StatusRunning, "it goes on")
+		close(release)
+		w.pass(watchEvery)
+		w.is(hangs, engine.StatusRunning, "so does the one whose pause came late")
+	})
+}
+
+// While the engine cannot say what runs, what ran the last time is paused all the same.
+func TestGuardWhenTheEngineCannotList(t *testing.T) {
+	guarding(t, func(w *watch) {
+		name := w.runs(id, 1)
+		w.cut()
+		w.pass(30 * time.Second)
+		w.engine.mutex.Lock()
+		w.engine.fail = func(call, _ string) error {
+			if call == "list" {
+				return engine.ErrUnavailable
+			}
+			return nil
+		}
+		w.engine.mutex.Unlock()
+		w.record(id, 2, w.catalog)
+		w.pass(guardEvery + time.Second)
+		w.is(name, engine.StatusPaused, "it is known from before")
+	})
+}

@@ -1,0 +1,313 @@
+package testsuite_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"holdfast/devstack"
+	"holdfast/engine"
+	"holdfast/engine/detect"
+	"holdfast/engine/process"
+	"holdfast/workspace"
+)
+
+// link is one agent's path to Temporal, which a test can cut: connections end, and new ones are taken and say nothing, as
+// when a firewall drops what is sent.
+type link struct {
+	listener net.Listener
+	mutex    sync.Mutex
+	target   string
+	cut      bool
+	open     map[net.Conn]bool
+	passing  sync.WaitGroup
+}
+
+func newLink(t *testing.T) *link {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	l := &link{listener: listener, open: map[net.Conn]bool{}}
+	l.passing.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			l.passing.Go(func() { l.pass(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		l.set(true)
+		l.passing.Wait()
+	})
+	return l
+}
+
+func (l *link) pass(conn net.Conn) {
+	l.mutex.Lock()
+	cut, target := l.cut, l.target
+	l.open[conn] = true
+	l.mutex.Unlock()
+	defer l.end(conn)
+	if cut {
+		_, _ = io.Copy(io.Discard, conn)
+		return
+	}
+	onward, err := net.Dial("tcp", target)
+	if err != nil {
+		return
+	}
+	defer onward.Close()
+	var there sync.WaitGroup
+	there.Go(func() {
+		_, _ = io.Copy(onward, conn)
+		_ = onward.Close()
+	})
+	_, _ = io.Copy(conn, onward)
+	l.end(conn)
+	there.Wait()
+}
+
+func (l *link) end(conn net.Conn) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	delete(l.open, conn)
+	_ = conn.Close()
+}
+
+// set cuts the link, or mends it. What was open ends either way.
+func (l *link) set(cut bool) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.cut = cut
+	for conn := range l.open {
+		_ = conn.Close()
+	}
+}
+
+// through has one node's agent reach Temporal through the link.
+func (l *link) through(node string) func(*devstack.StackOptions) {
+	return func(options *devstack.StackOptions) {
+		plain := options.Roles.Node
+		options.Roles.Node = func(file devstack.StackFile, name, dir string) devstack.Command {
+			command := plain(file, name, dir)
+			if name == node {
+				l.mutex.Lock()
+				l.target = file.TemporalAddress
+				l.mutex.Unlock()
+				command.Env = append(command.Env, "TEMPORAL_ADDRESS="+l.listener.Addr().String())
+			}
+			return command
+		}
+	}
+}
+
+// engineOf opens the engine of a node as its agent has it.
+func engineOf(t *testing.T, s *stack, node string) engine.Engine {
+	t.Helper()
+	opened, err := detect.Open(t.Context(), s.File().Engine, detect.Options{
+		Process: process.Options{Root: filepath.Join(s.NodeDir(node), "engine"), Supervisor: []string{binary(t), "engine-supervise"}},
+		Logger:  slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, opened.Close()) })
+	return opened
+}
+
+// statuses are those of a workspace's instances in an engine, by token.
+func statuses(t *testing.T, containers engine.Engine, id string) map[string]engine.Status {
+	t.Helper()
+	all := map[string]engine.Status{}
+	for _, instance := range containersOf(context.Background(), t, containers, id) {
+		all[instance.Labels[engine.LabelToken]] = instance.Status
+	}
+	return all
+}
+
+// counts has a workspace count in a file, as a program does that a person left running in it, and returns the file's size.
+func counts(t *testing.T, s *stack, name, content string) func() int64 {
+	t.Helper()
+	must(t, s, 0, nil, "exec", name, "--", "sh", "-c", "(while :; do echo x >> count; sleep 0.05; done) </dev/null >/dev/null 2>&1 &")
+	file := filepath.Join(content, "count")
+	size := func() int64 {
+		info, err := os.Stat(file)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	grows(t, size)
+	return size
+}
+
+func grows(t *testing.T, size func() int64) {
+	t.Helper()
+	from := size()
+	waitFor(t, "it counts", patience, func() bool { return size() > from })
+}
+
+// stands proves that nobody counts: for longer than several of its steps.
+func stands(t *testing.T, size func() int64) {
+	t.Helper()
+	stood := size()
+	require.Never(t, func() bool { return size() != stood }, 2*time.Second, 100*time.Millisecond, "a paused instance works")
+}
+
+// TestPartitionedNodePausesWhatWasReplaced proves A12 for a node that is cut off from Temporal and not from the stores: its
+// workspace goes on elsewhere, what it still runs is paused as soon as it can be seen that it was replaced, and when it
+// returns, that is stopped and saved. What was not replaced runs on there all the time.
+func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"process", detect.Docker} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			path := newLink(t)
+			s := newStack(t, "any", kind, path.through("node-1"))
+			for _, name := range []string{"web", "bare"} {
+				must(t, s, 0, nil, "start", name, "--node", "node-1")
+				if kind == detect.Docker {
+					id := show(t, s, name).ID
+					t.Cleanup(func() { removeContainers(t, id) })
+				}
+			}
+			was, bare := show(t, s, "web"), show(t, s, "bare")
+			_, content := contentDir(t, s, "web")
+			old := engineOf(t, s, "node-1")
+			_, bareContent := contentDir(t, s, "bare")
+			count, bareCount := counts(t, s, "web", content), counts(t, s, "bare", bareContent)
+			must(t, s, 0, nil, "backup", "web") // bare never was, so that it waits for its node (A10)
+
+			path.set(true)
+			cut := time.Now()
+			waitFor(t, "another instance is recorded", patience, func() bool {
+				return len(s.storedNames(t, "catalog/workspaces/"+was.ID+"/instances/")) > 1
+			})
+			recorded := time.Now()
+			waitFor(t, "the one that was replaced is paused", patience, func() bool {
+				return statuses(t, old, was.ID)["1"] == engine.StatusPaused
+			})
+			t.Logf("replaced %s after the cut, and paused %s later", recorded.Sub(cut).Round(time.Second), time.Since(recorded).Round(100*time.Millisecond))
+			stands(t, count)
+			now := waitState(t, s, "web", "it runs elsewhere", patience, func(state workspace.State) bool {
+				return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Token > was.Instance.Token
+			})
+			require.Equal(t, "node-2", now.Instance.Node)
+			must(t, s, 0, nil, "exec", "web", "--", "test", "-e", "count")
+			require.Equal(t, engine.StatusRunning, statuses(t, old, bare.ID)["1"], "nothing has taken its place")
+			grows(t, bareCount)
+			stood := count()
+
+			path.set(false)
+			saved := waitState(t, s, "web", "what it had is saved", patience, func(state workspace.State) bool {
+				return len(state.Left) == 1 && state.Left[0].Snapshot != "" && state.Operation == nil
+			})
+			require.Equal(t, engine.StatusExited, statuses(t, old, was.ID)["1"], "what was replaced does not run beside the other")
+			require.GreaterOrEqual(t, count(), stood)
+			require.Equal(t, now.Instance.Token, saved.Instance.Token)
+			requireSaved(t, s, "web", saved.Left[0].Snapshot, count())
+			waitState(t, s, "bare", "it is found where it was", patience, func(state workspace.State) bool {
+				return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Token == bare.Instance.Token
+			})
+			grows(t, bareCount)
+			must(t, s, 0, []string{"is stopped"}, "stop", "web")
+			must(t, s, 0, []string{"is stopped"}, "stop", "bare")
+		})
+	}
+}
+
+// requireSaved proves that a snapshot has all that was counted.
+func requireSaved(t *testing.T, s *stack, name, snapshot string, counted int64) {
+	t.Helper()
+	tarred := filepath.Join(t.TempDir(), "recovered.tar")
+	must(t, s, 0, nil, "download", name, "--snapshot", snapshot, "-o", tarred)
+	dir := t.TempDir()
+	output, err := exec.Command("tar", "-xpf", tarred, "-C", dir).CombinedOutput()
+	require.NoError(t, err, string(output))
+	info, err := os.Stat(filepath.Join(dir, "count"))
+	require.NoError(t, err)
+	require.Equal(t, counted, info.Size(), "the recovered snapshot has what was counted")
+}
+
+// TestNodeThatReachesNothingPauses proves the second rule of the guard: with neither Temporal nor a store for --pause-after,
+// every instance is paused, an agent that is started again meanwhile leaves it so and lets no command into it, and all go on
+// as they were when everything is back: nothing moved, nothing ended.
+func TestNodeThatReachesNothingPauses(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"process", detect.Docker} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			var unwatched atomic.Bool // a start does not wait for the lease, and so not for Temporal
+			s := newStack(t, "any", kind, func(options *devstack.StackOptions) {
+				options.Nodes = []string{"node-1"}
+				options.Storage.NoDirectory = true
+				plain := options.Roles.Node
+				options.Roles.Node = func(file devstack.StackFile, name, dir string) devstack.Command {
+					command := plain(file, name, dir)
+					command.Args = append(command.Args, "--pause-after", "10s")
+					if unwatched.Load() {
+						command.Ready = func(context.Context) error { return nil }
+					}
+					return command
+				}
+			})
+			must(t, s, 0, nil, "start", "web")
+			was := show(t, s, "web")
+			if kind == detect.Docker {
+				t.Cleanup(func() { removeContainers(t, was.ID) })
+			}
+			_, content := contentDir(t, s, "web")
+			count := counts(t, s, "web", content)
+			containers := engineOf(t, s, "node-1")
+			must(t, s, 0, nil, "backup", "web")
+
+			// Temporal alone is nothing to pause for: a store says that no other has taken its place.
+			require.NoError(t, s.Temporal().Pause())
+			require.Never(t, func() bool { return statuses(t, containers, was.ID)["1"] != engine.StatusRunning }, 30*time.Second, time.Second)
+			require.NoError(t, s.Storage().Kill())
+			waitFor(t, "it is paused", patience, func() bool { return statuses(t, containers, was.ID)["1"] == engine.StatusPaused })
+			stands(t, count)
+
+			// The agent dies, and is started while nothing answers.
+			require.NoError(t, s.Node("node-1").Kill())
+			unwatched.Store(true)
+			require.NoError(t, s.Node("node-1").Start(t.Context()))
+			stands(t, count)
+			require.Equal(t, engine.StatusPaused, statuses(t, containers, was.ID)["1"])
+
+			// The lease alone does not let it go on: whether it was replaced is a store's word.
+			require.NoError(t, s.Temporal().Resume())
+			waitFor(t, "why says that it is paused", patience, func() bool {
+				r := cli(t, s, "why", "web")
+				return strings.Contains(strings.Join(strings.Fields(r.stdout), " "), "paused by node node-1: whether another instance has taken its place cannot be asked")
+			})
+			must(t, s, 4, []string{"is paused"}, "exec", "web", "--", "true")
+			must(t, s, 0, []string{"web: paused by node node-1"}, "list")
+			must(t, s, 0, []string{"instance 1 of web"}, "node", "show", "node-1")
+			stands(t, count)
+
+			require.NoError(t, s.Storage().Start(t.Context()))
+			waitFor(t, "it goes on", patience, func() bool { return statuses(t, containers, was.ID)["1"] == engine.StatusRunning })
+			grows(t, count)
+			now := waitState(t, s, "web", "it runs as before", patience, func(state workspace.State) bool {
+				return state.Phase == workspace.Running && state.Operation == nil && state.Look == nil
+			})
+			require.Equal(t, was.Instance.Token, now.Instance.Token)
+			require.Equal(t, was.Instance.Container, now.Instance.Container)
+			must(t, s, 0, nil, "exec", "web", "--", "test", "-e", "count")
+			must(t, s, 0, []string{"is stopped"}, "stop", "web")
+		})
+	}
+}

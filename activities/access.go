@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"holdfast/dataport"
@@ -213,7 +214,7 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 			return timed[line.Snapshot] && !line.Head
 		})
 	}
-	result.Snapshots = append(uncommitted(stored, known), result.Snapshots...)
+	result.Snapshots = append(uncommitted(stored, known, state.ID), result.Snapshots...)
 	if extra := len(result.Snapshots) - mostSnapshots; extra > 0 {
 		result.Snapshots = result.Snapshots[extra:]
 		result.Notes = append(result.Notes, fmt.Sprintf("%d older snapshots are not shown", extra))
@@ -249,13 +250,16 @@ func (c *Control) stored(ctx context.Context, id string) (infos []snapshot.Info,
 
 // uncommitted are the snapshots that no commit names: recovered ones, those of stock restic, and those whose commit was
 // never made. None of them is ever the head (invariant 3).
-func uncommitted(stored []snapshot.Info, known map[string]bool) []workspace.SnapshotLine {
+func uncommitted(stored []snapshot.Info, known map[string]bool, id string) []workspace.SnapshotLine {
 	var lines []workspace.SnapshotLine
 	for _, info := range stored {
 		if known[info.ID] {
 			continue
 		}
 		line := workspace.SnapshotLine{Snapshot: info.ID, Time: info.Time, Kind: "foreign", Files: info.Files, Bytes: info.Bytes, Excluded: info.Excluded}
+		for _, store := range info.Stores {
+			line.Providers = append(line.Providers, strings.TrimSuffix(store, "/"+workspace.RepositoryPrefix(id))) // as commits name them
+		}
 		switch info.Kind {
 		case snapshot.Recovered:
 			line.Kind = string(snapshot.Recovered)

@@ -301,6 +301,7 @@ func TestListSnapshots(t *testing.T) {
 	kinds := map[string]string{}
 	for _, line := range found {
 		kinds[line.Snapshot] = line.Kind
+		require.NotEmpty(t, line.Providers, "%s is on no store", line.Kind)
 	}
 	// invariant 3: what no commit names is never the head.
 	require.Equal(t, map[string]string{input.Snapshot: "final", uncommitted.Backup.Snapshot: "uncommitted", recovered.Snapshot: "recovered"}, kinds)
@@ -313,6 +314,9 @@ func TestListSnapshots(t *testing.T) {
 	result := list()
 	require.NotEmpty(t, result.Notes)
 	require.Len(t, result.Snapshots, 3)
+	for _, line := range result.Snapshots {
+		require.Equal(t, []string{r.stores[0].URL()}, line.Providers, line.Kind)
+	}
 	_, err = run(r, r.control.ListSnapshots, workspace.SnapshotsInput{Name: "nobody"})
 	typed(t, err, workspace.ErrorNotFound)
 }

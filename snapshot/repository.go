@@ -335,6 +335,9 @@ func (r *Repository) SnapshotsSeen(ctx context.Context) (infos []Info, unseen, e
 	infos = make([]Info, len(found))
 	for i, s := range found {
 		infos[i] = s.info()
+		for _, held := range l.objects[snapshotPrefix+s.id.String()] {
+			infos[i].Stores = append(infos[i].Stores, held.provider)
+		}
 	}
 	return infos, errors.Join(l.failure(), unreadable(l, damaged)), nil
 }

@@ -141,6 +141,8 @@ type Info struct {
 	Omissions int64 `json:"omissions,omitempty"`
 	// Excluded is how many paths rules left out.
 	Excluded int64 `json:"excluded,omitempty"`
+	// Stores are the URLs of the providers that list it, in the mirror's order; Snapshots and SnapshotsSeen fill it in.
+	Stores []string `json:"stores,omitempty"`
 }
 
 // RestoreOptions adjust one restore.

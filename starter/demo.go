@@ -21,13 +21,15 @@ import (
 	"holdfast/workspace"
 )
 
-// demo replays the January 25th outage: backups that DNS cuts off, a store that moves, an agent that dies.
+// demo replays what goes wrong in real life on this machine: the January 25th outage (backups that DNS cuts off, a store
+// that moves, an agent that dies), or the loss of a node.
 type demo struct {
 	p       *program
 	out     *narrator
 	stack   *devstack.Stack
 	control control
 	engine  string
+	plan    scenario
 	content string // the directory whose content the workspaces begin with
 	keep    bool
 	dir     string
@@ -38,10 +40,47 @@ type demo struct {
 	notedAt time.Time
 }
 
+// scenario is what a demo plays.
+type scenario struct {
+	nodes  []string
+	policy string // as storage.ParsePolicy reads it
+	means  string // what the policy promises
+	spaces []*demoSpace
+	acts   func(*demo) []act
+}
+
+// act is a part of a scenario.
+type act struct {
+	title string
+	play  func(context.Context) error
+}
+
+// scenarios are those of `demo --scenario`.
+func scenarios() map[string]scenario {
+	return map[string]scenario{
+		"outage": {
+			nodes: []string{"node-1", "node-2"}, policy: "all", acts: (*demo).outageActs,
+			means: "a stop is acknowledged when both stores hold the snapshot whole",
+			spaces: []*demoSpace{
+				{name: "atlas", newBytes: 300 << 20}, {name: "borealis", newBytes: 96 << 20}, {name: "cygnus", newBytes: 96 << 20},
+			},
+		},
+		"node-loss": {
+			nodes: []string{"node-1", "node-2", "node-3"}, policy: "any", acts: (*demo).lossActs,
+			means: "a snapshot counts when one store holds it whole, and the other is brought up to date",
+			spaces: []*demoSpace{
+				{name: "atlas", on: "node-1", newBytes: 48 << 20}, {name: "borealis", on: "node-1", newBytes: 16 << 20}, {name: "cygnus", on: "node-2", newBytes: 16 << 20},
+			},
+		},
+	}
+}
+
 // demoSpace is one of the demo's workspaces.
 type demoSpace struct {
 	name     string
-	newBytes int64 // new data written into it before the stop
+	on       string // the node that it begins on; empty: any
+	newBytes int64  // new data written into it
+	lost     lossOutcome
 
 	id      string
 	node    string
@@ -71,14 +110,15 @@ const mostInFlight = 2*snapshot.MaxInFlight + 1<<20
 func (p *program) demoCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "demo",
-		Usage: "replay the January 25th outage on this machine, with real parts",
-		Description: "Starts everything on this machine, three workspaces with real content, and stops them while DNS, the object\n" +
-			"store's address and an agent fail in the middle of their backups. Ends with status 0 only if nothing was lost.",
+		Usage: "replay the January 25th outage, or the loss of a node, on this machine, with real parts",
+		Description: "Starts everything on this machine, with three workspaces of real content. The scenario outage stops them while\n" +
+			"DNS, the object store's address and an agent fail in the middle of their backups; node-loss takes the power from a\n" +
+			"node, gives it back, stops Temporal for a while and drains another node. Ends with status 0 only if nothing was lost.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "content", Usage: "begin the workspaces with the files of `DIR` (default: the source tree of the installed Go)"},
 			&cli.StringFlag{Name: "engine", Usage: "container `ENGINE`: docker or process (default: docker when its engine answers)"},
 			&cli.BoolFlag{Name: "keep", Usage: "leave everything running at the end, until Ctrl-C"},
-			&cli.StringFlag{Name: "scenario", Value: "outage", Usage: "what to replay: outage"},
+			&cli.StringFlag{Name: "scenario", Value: "outage", Usage: "what to replay: outage, or node-loss"},
 		},
 		Action: p.demo,
 	}
@@ -88,8 +128,9 @@ func (p *program) demo(c *cli.Context) error {
 	if _, err := arguments(c); err != nil {
 		return err
 	}
-	if c.String("scenario") != "outage" {
-		return usage("--scenario %q: want outage", c.String("scenario"))
+	plan, known := scenarios()[c.String("scenario")]
+	if !known {
+		return usage("--scenario %q: want outage or node-loss", c.String("scenario"))
 	}
 	switch c.String("engine") {
 	case "", "docker", "process":
@@ -105,10 +146,7 @@ func (p *program) demo(c *cli.Context) error {
 		return fail(exitFailed, "making a directory for the demo: %w", err)
 	}
 	d := &demo{
-		p: p, engine: c.String("engine"), content: content, keep: c.Bool("keep"), dir: dir, began: time.Now(),
-		spaces: []*demoSpace{
-			{name: "atlas", newBytes: 300 << 20}, {name: "borealis", newBytes: 96 << 20}, {name: "cygnus", newBytes: 96 << 20},
-		},
+		p: p, engine: c.String("engine"), content: content, keep: c.Bool("keep"), dir: dir, began: time.Now(), plan: plan, spaces: plan.spaces,
 	}
 	d.out = newNarrator(p.stdout, d.began)
 	err = d.run(c.Context)
@@ -132,17 +170,7 @@ func (p *program) demo(c *cli.Context) error {
 
 // run plays the scenario.
 func (d *demo) run(ctx context.Context) error {
-	for _, act := range []struct {
-		title string
-		play  func(context.Context) error
-	}{
-		{"Bring up the stack", d.bringUp},
-		{"Start three workspaces and work in them", d.work},
-		{"Stop them, and lose DNS in the middle of the uploads", d.outage},
-		{"DNS comes back", d.recovery},
-		{"Start them on the other node and compare every file", d.startElsewhere},
-		{"What happened", d.summary},
-	} {
+	for _, act := range d.plan.acts(d) {
 		d.out.act(act.title)
 		if err := act.play(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -154,10 +182,22 @@ func (d *demo) run(ctx context.Context) error {
 	return nil
 }
 
+func (d *demo) outageActs() []act {
+	return []act{
+		{"Bring up the stack", d.bringUp},
+		{"Start three workspaces and work in them", d.work},
+		{"Stop them, and lose DNS in the middle of the uploads", d.outage},
+		{"DNS comes back", d.recovery},
+		{"Start them on the other node and compare every file", d.startElsewhere},
+		{"What happened", d.summary},
+	}
+}
+
 func (d *demo) bringUp(ctx context.Context) error {
-	d.out.say("Everything runs on this machine, below %s: Temporal with its Web UI, an emulator of Google Cloud Storage and a directory as the two stores, three DNS servers that alone know the storage's name, a control worker and two agents, each a process of its own.", d.dir)
+	agents := map[int]string{2: "two", 3: "three"}[len(d.plan.nodes)]
+	d.out.say("Everything runs on this machine, below %s: Temporal with its Web UI, an emulator of Google Cloud Storage and a directory as the two stores, three DNS servers that alone know the storage's name, a control worker and %s agents, each a process of its own.", d.dir, agents)
 	stack, err := devstack.StartStack(ctx, devstack.StackOptions{
-		Roles: stackRoles(), DataDir: d.dir, Engine: d.engine, Policy: "all",
+		Roles: stackRoles(), DataDir: d.dir, Engine: d.engine, Policy: d.plan.policy, Nodes: d.plan.nodes,
 		Temporal: devstack.TemporalOptions{},
 		Progress: d.event,
 	})
@@ -168,7 +208,7 @@ func (d *demo) bringUp(ctx context.Context) error {
 	options := stack.ClientOptions()
 	d.control = &temporalControl{client: stack.Client(), data: options.DataConverter, failures: options.FailureConverter}
 	d.out.say("The stack is up. Temporal's Web UI, payloads decoded: %s", stack.File().LoginURL())
-	d.out.say("Policy \"all\": a stop is acknowledged when both stores hold the snapshot whole.")
+	d.out.say("Policy %q: %s.", d.plan.policy, d.plan.means)
 	return nil
 }
 
@@ -216,11 +256,9 @@ func (d *demo) cleanUp(ctx context.Context) error {
 }
 
 func (d *demo) removeInstances(ctx context.Context, node string) error {
-	containers, err := detect.Open(ctx, d.engine, detect.Options{
-		Process: process.Options{Root: filepath.Join(d.stack.NodeDir(node), "engine")}, Logger: slog.New(slog.DiscardHandler),
-	})
+	containers, err := d.openEngine(ctx, node)
 	if err != nil {
-		return fmt.Errorf("opening the engine of %s: %w", node, err)
+		return err
 	}
 	defer containers.Close()
 	for _, space := range d.spaces {
@@ -238,6 +276,16 @@ func (d *demo) removeInstances(ctx context.Context, node string) error {
 		}
 	}
 	return nil
+}
+
+func (d *demo) openEngine(ctx context.Context, node string) (engine.Engine, error) {
+	containers, err := detect.Open(ctx, d.engine, detect.Options{
+		Process: process.Options{Root: filepath.Join(d.stack.NodeDir(node), "engine")}, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the engine of %s: %w", node, err)
+	}
+	return containers, nil
 }
 
 // removeDemoDir removes the demo's directory whatever modes the content has.

@@ -74,8 +74,8 @@ func (d *demo) work(ctx context.Context) error {
 	// One after the other, so that they spread over the nodes.
 	for _, space := range d.spaces {
 		accepted, err := d.control.Start(ctx, space.name, currentUser(), newRequestID(), workspace.StartRequest{
-			// What a stop stores is to be seen: no snapshot of a timer takes part of it away.
-			Subject: demoSubject, Spec: &workspace.Spec{Snapshots: workspace.SnapshotPolicy{Off: true}}, Source: workspace.Source{Kind: workspace.SourceUpload, Describe: d.content},
+			// What is stored is to be seen: no snapshot of a timer takes part of it away.
+			Subject: demoSubject, Node: space.on, Spec: &workspace.Spec{Snapshots: workspace.SnapshotPolicy{Off: true}}, Source: workspace.Source{Kind: workspace.SourceUpload, Describe: d.content},
 		})
 		if err != nil {
 			return err
@@ -91,20 +91,10 @@ func (d *demo) work(ctx context.Context) error {
 		}
 	}
 	err := d.each(ctx, func(ctx context.Context, space *demoSpace) error {
-		var output strings.Builder
-		err := d.quietly().throughGrants(ctx, d.control, workspace.AccessInput{Name: space.name, Verb: workspace.VerbExec, Subject: demoSubject},
-			func(_ workspace.Grant, client dataClient) (bool, error) {
-				code, err := client.Exec(ctx, dataport.ExecRequest{
-					Command: []string{"/bin/sh", "-c", workScript, "work", space.name, fmt.Sprint(space.newBytes)},
-				}, dataport.Streams{Stdout: &output, Stderr: &output})
-				if err == nil && code != 0 {
-					err = fmt.Errorf("the work ended with status %d: %s", code, output.String())
-				}
-				return true, err
-			})
-		if err != nil {
+		if err := d.workIn(ctx, space, workScript, fmt.Sprint(space.newBytes)); err != nil {
 			return err
 		}
+		var err error
 		space.before, err = takeManifest(d.contentDir(space))
 		return err
 	})
@@ -116,6 +106,21 @@ func (d *demo) work(ctx context.Context) error {
 		d.out.say("%s: worked in it; it holds %s files, %s, of which %s are new data.", space.name, count(files), size(bytes), size(space.newBytes))
 	}
 	return nil
+}
+
+// workIn runs a script in a workspace, with its name and what else is given as arguments.
+func (d *demo) workIn(ctx context.Context, space *demoSpace, script string, arguments ...string) error {
+	var output strings.Builder
+	return d.quietly().throughGrants(ctx, d.control, workspace.AccessInput{Name: space.name, Verb: workspace.VerbExec, Subject: demoSubject},
+		func(_ workspace.Grant, client dataClient) (bool, error) {
+			code, err := client.Exec(ctx, dataport.ExecRequest{
+				Command: append([]string{"/bin/sh", "-c", script, "work", space.name}, arguments...),
+			}, dataport.Streams{Stdout: &output, Stderr: &output})
+			if err == nil && code != 0 {
+				err = fmt.Errorf("the work ended with status %d: %s", code, output.String())
+			}
+			return true, err
+		})
 }
 
 // demoSpeed makes the uploads long enough to be cut in the middle: bytes per second of the storage emulator.

@@ -212,13 +212,18 @@ func (d *demo) summary(context.Context) error {
 		}
 	}
 	d.out.say("Uploaded and again are what the storage emulator counted: again is what it received beyond what it holds, at most the packs that were in flight. The stops took so long because DNS was away.")
+	d.tellWhere()
+	if lost {
+		return errLost
+	}
+	return nil
+}
+
+// tellWhere says where all of it can be looked at.
+func (d *demo) tellWhere() {
 	ends := "ends with the demo; --keep leaves it running"
 	if d.keep {
 		ends = "payloads decoded"
 	}
 	d.out.say("Temporal's Web UI (%s): %s", ends, d.stack.File().LoginURL())
-	if lost {
-		return errLost
-	}
-	return nil
 }

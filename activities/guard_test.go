@@ -384,6 +384,23 @@ func TestGuardWakesUp(t *testing.T) {
 	})
 }
 
+// One that was suspended while it had no lease does not wait for the time of its next look.
+func TestGuardWakesUpBetweenLooks(t *testing.T) {
+	guarding(t, func(w *watch) {
+		name := w.runs(id, 1)
+		w.cut()
+		w.pass(guardPatience + time.Minute)
+		before := w.stores[0].Calls(faulty.List)
+		for w.stores[0].Calls(faulty.List) == before { // until it has just looked
+			w.pass(100 * time.Millisecond)
+		}
+		w.record(id, 2, w.catalog)
+		w.slept.Store(int64(time.Minute))
+		w.pass(time.Second)
+		w.is(name, engine.StatusPaused, "it asked when it woke up")
+	})
+}
+
 // The looks of a node without a lease are bounded: in time with a store that is silent, in number with many instances, and
 // they slow down.
 func TestGuardAsksWithMeasure(t *testing.T) {

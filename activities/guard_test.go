@@ -358,6 +358,14 @@ func TestGuardAfterARestart(t *testing.T) {
 		w.pass(2 * time.Second)
 		w.is(name, engine.StatusPaused, "the marker was there already")
 	})
+	guarding(t, func(w *watch) { // the lease comes before there was any look
+		name := w.runs(id, 1)
+		w.record(id, 2, w.catalog)
+		w.restart(time.Second)
+		w.take()
+		w.pass(2 * time.Second)
+		w.is(name, engine.StatusPaused, "what was replaced is looked for once, lease or not")
+	})
 }
 
 // A machine that was suspended wakes with its lease long gone by the wall clock alone, and decides at once.

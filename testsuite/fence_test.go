@@ -276,13 +276,15 @@ func TestNodeThatReachesNothingPauses(t *testing.T) {
 			// Temporal alone is nothing to pause for: a store says that no other has taken its place.
 			require.NoError(t, s.Temporal().Pause())
 			require.Never(t, func() bool { return statuses(t, containers, was.ID)["1"] != engine.StatusRunning }, 30*time.Second, time.Second)
+			// The agent dies, and is started while nothing answers: it guards what runs before it has found Temporal.
+			require.NoError(t, s.Node("node-1").Kill())
 			require.NoError(t, s.Storage().Kill())
+			unwatched.Store(true)
+			require.NoError(t, s.Node("node-1").Start(t.Context()))
 			waitFor(t, "it is paused", patience, func() bool { return statuses(t, containers, was.ID)["1"] == engine.StatusPaused })
 			stands(t, count)
-
-			// The agent dies, and is started while nothing answers.
+			// And once more, with what is paused by now.
 			require.NoError(t, s.Node("node-1").Kill())
-			unwatched.Store(true)
 			require.NoError(t, s.Node("node-1").Start(t.Context()))
 			stands(t, count)
 			require.Equal(t, engine.StatusPaused, statuses(t, containers, was.ID)["1"])

@@ -229,10 +229,10 @@ func (b *brokenObject) finish(listed []string) {
 	}
 }
 
-// alike reports whether listings show no difference between the copies; nothing tells which of two configs is right.
+// alike reports whether listings show no difference between the copies. A config is read by every repair.
 func (b *brokenObject) alike() bool {
 	if b.Kind == DamageConfig {
-		return true
+		return false
 	}
 	for _, one := range b.held {
 		for _, other := range b.held {

@@ -116,8 +116,7 @@ type DamagedCopy struct {
 	Store   string  `json:"store"`
 	Problem Problem `json:"problem"`
 	Reason  string  `json:"reason"`
-	// Hidden says that the listings show no difference to a copy that is whole, so that Repair replaces it only after it
-	// was removed.
+	// Hidden says that the listings show no difference to a copy that is whole, so that Repair finds it only with ReadData.
 	Hidden bool `json:"hidden,omitempty"`
 }
 

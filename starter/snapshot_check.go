@@ -247,18 +247,13 @@ func safeAfterCheck(found *snapshot.CheckReport) string {
 
 // mendsAfterCheck are the commands that mend what was found, in the order in which they are to be run.
 func mendsAfterCheck(found *snapshot.CheckReport, repos []string) []string {
-	var hidden []string // to be removed before a repair sees that they are not whole
-	copies, index, packs := false, false, false
-	var gone, silent []string // silent: stores that did not give what they list
+	copies, hidden, index, packs := false, false, false, false // hidden: only a repair that reads everything finds it
+	var gone, silent []string                                  // silent: stores that did not give what they list
 	unlisted := slices.ContainsFunc(found.Stores, func(s snapshot.StoreVerdict) bool { return s.Error != "" })
 	for _, damage := range found.Damage {
 		if !damage.Lost {
 			copies = true
-			for _, copy := range damage.Stores {
-				if copy.Hidden {
-					hidden = append(hidden, damage.Key+" from "+copy.Store)
-				}
-			}
+			hidden = hidden || slices.ContainsFunc(damage.Stores, func(copy snapshot.DamagedCopy) bool { return copy.Hidden })
 			continue
 		}
 		unread := unlisted // a copy that may be whole: nothing is said to be removed
@@ -294,11 +289,11 @@ func mendsAfterCheck(found *snapshot.CheckReport, repos []string) []string {
 	for _, store := range silent {
 		mends = append(mends, fmt.Sprintf("check again when %s gives what it lists: it may have whole what no other store has", store))
 	}
-	if len(hidden) > 0 {
-		mends = append(mends, fmt.Sprintf("remove what a listing does not show as damaged: %s", strings.Join(firstOf(hidden, 10), "; ")))
-	}
-	if copies {
-		mends = append(mends, fmt.Sprintf("`holdfast snapshot repair --repo %s` copies it from the store that has it whole", strings.Join(repos, " --repo ")))
+	switch all := strings.Join(repos, " --repo "); {
+	case hidden:
+		mends = append(mends, fmt.Sprintf("`holdfast snapshot repair --read-data --repo %s` reads every copy and replaces the damaged ones from the store that has it whole", all))
+	case copies:
+		mends = append(mends, fmt.Sprintf("`holdfast snapshot repair --repo %s` copies it from the store that has it whole", all))
 	}
 	if len(repos) == 1 && (index || packs || len(gone) > 0) {
 		mends = append(mends, fmt.Sprintf("if another store has a copy, name it too: `holdfast snapshot check --repo %s --repo OTHER`, then `holdfast snapshot repair`", repos[0]))

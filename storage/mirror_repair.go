@@ -25,6 +25,12 @@ type RepairOptions struct {
 	// Verify says which keys end with the SHA-256 of their content in hexadecimal digits (restic's packs, indexes,
 	// snapshots). Only of these can a damaged copy be told from a good one, so only these are ever replaced. Nil: none.
 	Verify func(key string) bool
+	// Check accepts the content of a key that Verify names, in place of the comparison with its name. Nil: that one.
+	Check func(key string, data []byte) error
+	// ReadAll reads every copy of what can be verified, and so finds those that are damaged although the listings agree.
+	ReadAll bool
+	// OnlyReplace copies nothing to where it is missing.
+	OnlyReplace bool
 	// Only says which keys to work on; the others are left alone as if they were not there. Nil: all below the prefix.
 	Only func(key string) bool
 	// Parallel is how many objects are copied at once; each is in memory whole. Default 4.
@@ -59,7 +65,8 @@ func (r RepairReport) Complete() bool {
 }
 
 // Repair copies objects below prefix that some provider has to those that lack them or hold them with another size or
-// checksum. It is meant for immutable objects: what can be verified is compared with its name, on the way out of the
+// checksum, or, with ReadAll, with other bytes. A damaged copy stays until the provider has stored the good one in its place:
+// a write is whole or not at all. It is meant for immutable objects: what can be verified is compared with its name, on the way out of the
 // source; what cannot be is copied only where all that have it agree and others have nothing, and create-only.
 //
 // The report says what was done also when there is an error. An error names what could not be listed, read or written;
@@ -113,6 +120,7 @@ type repairTask struct {
 	sources  []Provider // those that have it, in the mirror's order
 	missing  []Provider
 	disagree bool // the sources differ in size or checksum
+	readAll  bool // only the bytes of all sources say which are good
 }
 
 func (r *repair) fail(err error) { r.problems = multierror.Append(r.problems, err) }
@@ -145,7 +153,9 @@ func (r *repair) plan(listings map[string][]Object) {
 			}
 			object, has := held[key][p.URL()]
 			if !has {
-				task.missing = append(task.missing, p)
+				if !r.options.OnlyReplace {
+					task.missing = append(task.missing, p)
+				}
 				continue
 			}
 			task.sources = append(task.sources, p)
@@ -159,7 +169,8 @@ func (r *repair) plan(listings map[string][]Object) {
 				sum = &object.CRC32C
 			}
 		}
-		if len(task.missing) > 0 || task.disagree {
+		task.readAll = task.verify && (task.disagree || r.options.ReadAll)
+		if len(task.missing) > 0 || task.disagree || task.readAll {
 			r.tasks = append(r.tasks, task)
 		}
 	}
@@ -272,12 +283,13 @@ func (r *repair) source(ctx context.Context, task repairTask) (data []byte, targ
 	}
 	var check func([]byte) error
 	if task.verify {
-		check = func(data []byte) error { return nameIsHash(task.key, data) }
+		check = func(data []byte) error { return r.options.check(task.key, data) }
 	}
 	found, damaged := false, 0
 	for _, p := range task.sources {
 		read, err := r.read(ctx, p, task.key, check)
 		switch {
+		case err == nil && found: // one in memory is enough
 		case err == nil:
 			data, found = read, true
 		case task.verify && errors.Is(err, ErrIntegrity):
@@ -286,8 +298,7 @@ func (r *repair) source(ctx context.Context, task repairTask) (data []byte, targ
 		default: // a copy that cannot be reached is neither good nor damaged
 			problems = append(problems, fmt.Errorf("reading %s from %s: %w", task.key, p.URL(), err))
 		}
-		// Copies that disagree are all read: only their bytes say which is the good one.
-		if found && !task.disagree {
+		if found && !task.readAll {
 			break
 		}
 	}
@@ -319,6 +330,13 @@ func (r *repair) read(ctx context.Context, p Provider, key string, check func([]
 		return nil, damaged
 	}
 	return data, err
+}
+
+func (o *RepairOptions) check(key string, data []byte) error {
+	if o.Check != nil {
+		return o.Check(key, data)
+	}
+	return nameIsHash(key, data)
 }
 
 func nameIsHash(key string, data []byte) error {

@@ -23,7 +23,8 @@ import (
 const (
 	// stateMagic begins with the version. It must change whenever what a record holds does not lead to the same tree any
 	// more: when newNode or encodeTree make something else of the same entries.
-	stateMagic = "holdfast state 1\n"
+	stateMagic = stateKind + "1\n"
+	stateKind  = "holdfast state "
 	// stateSection is how many bytes of records are sealed together.
 	stateSection = 256 << 10
 	// maxStateSection bounds the section of one very large directory, maxStateRecord its record, maxStateFooter the footer
@@ -105,6 +106,7 @@ func (r *Repository) openState(path string) (*stateFile, error) {
 		file.Close()
 		return nil, fmt.Errorf("reading the state file: another repository's: %w", errNoState)
 	}
+	s.used()
 	return s, nil
 }
 

@@ -86,7 +86,7 @@ func (p *program) snapshotBackup(c *cli.Context) error {
 		return err
 	}
 	defer repository.close()
-	state, err := stateFile(c, repository.ID(), c.String("host"), dir)
+	state, err := stateFile(c, p.now(), repository.ID(), c.String("host"), dir)
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func (p *program) snapshotRestore(c *cli.Context) error {
 	}
 	defer repository.close()
 	// For backups of the new directory: they need not read what was verified just now.
-	state, err := stateFile(c, repository.ID(), "", target)
+	state, err := stateFile(c, p.now(), repository.ID(), "", target)
 	if err != nil {
 		return err
 	}

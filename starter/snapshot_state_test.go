@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"holdfast/snapshot"
 )
@@ -60,6 +61,19 @@ func TestSnapshotStateFile(t *testing.T) {
 	remembered(2)
 	run(exitDone, "backup", home) // the cache directory is in it
 	remembered(2)
+	// What nobody has used for long goes, whichever repository it is of.
+	found, err := filepath.Glob(filepath.Join(home, "cache", "holdfast", "state", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := newTestProgram(t, &fakeControl{}).now().Add(-365 * 24 * time.Hour)
+	for _, path := range found {
+		if err := os.Chtimes(path, long, long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(exitDone, "backup", source)
+	remembered(1)
 	run(exitUsage, "backup", source, "--state-file", filepath.Join(source, "state"))
 	run(exitUsage, "backup", source, "--state-file", filepath.Join(source, "missing", "state"))
 	run(exitUsage, "backup", source, "--state-file", chosen, "--no-state-file")

@@ -50,8 +50,8 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 				return nil
 			}
 		}
-		if input.Kind == string(snapshot.Final) {
-			// A final snapshot is of content that nothing writes to, also when the engine's host restarted the container.
+		if input.Kind == string(snapshot.Final) || input.Kind == string(snapshot.Recovered) {
+			// It is of content that nothing writes to, also when the engine's host restarted the container.
 			if err := n.halt(ctx, n.labels(target), 10*time.Second); err != nil {
 				return err
 			}
@@ -61,6 +61,14 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 			return err
 		}
 		defer repository.Close()
+		if input.Kind == string(snapshot.Recovered) {
+			if found, err := n.savedBefore(ctx, repository, target, content); err != nil || found != nil {
+				if found != nil {
+					result = *found
+				}
+				return err
+			}
+		}
 		began = time.Now()
 		made, err := repository.Backup(ctx, content, snapshot.BackupOptions{
 			Kind:      snapshot.Kind(input.Kind),
@@ -276,7 +284,11 @@ func (n *Node) RemoveInstance(ctx context.Context, input workspace.RemoveInstanc
 		if err != nil {
 			return err
 		}
-		if err := n.committed(ctx, input); err != nil {
+		lets := n.committed
+		if input.Recovered {
+			lets = n.saved
+		}
+		if err := lets(ctx, input); err != nil {
 			return err
 		}
 		if err := n.halt(ctx, n.labels(target), 10*time.Second); err != nil {

@@ -143,6 +143,8 @@ type Info struct {
 	Excluded int64 `json:"excluded,omitempty"`
 	// Stores are the URLs of the providers that list it, in the mirror's order; Snapshots and SnapshotsSeen fill it in.
 	Stores []string `json:"stores,omitempty"`
+	// StatDigest is that of BackupResult; empty for a foreign snapshot.
+	StatDigest string `json:"stat_digest,omitempty"`
 }
 
 // RestoreOptions adjust one restore.

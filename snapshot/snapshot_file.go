@@ -110,6 +110,7 @@ func (s *storedSnapshot) info() Info {
 	if s.Holdfast != nil {
 		info.Omissions = max(s.Holdfast.OmissionCount, int64(len(s.Holdfast.Omissions)))
 		info.Excluded = s.Holdfast.Excluded.Total()
+		info.StatDigest = s.Holdfast.StatDigest
 	}
 	return info
 }

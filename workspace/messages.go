@@ -276,7 +276,7 @@ type StopInstanceResult struct {
 // BackupInput asks a node to snapshot an instance's content.
 type BackupInput struct {
 	Target Target `json:"target"`
-	Kind   string `json:"kind"` // live, final
+	Kind   string `json:"kind"` // live, final, recovered
 	// UnlessStatDigest is that of content which is stored already: while a live one still has it, nothing is stored.
 	UnlessStatDigest string `json:"unless_stat_digest,omitempty"`
 	// Sequence is that of the commit which is to name the snapshot, 0 for one that none will, and Timed is set when a timer
@@ -383,6 +383,8 @@ type RemoveInstanceInput struct {
 	StatDigest string `json:"stat_digest"`
 	// AcceptedOmissions is set when a person accepted the snapshot's list of omissions.
 	AcceptedOmissions bool `json:"accepted_omissions,omitempty"`
+	// Recovered is set for an instance that was replaced, and whose snapshot no commit names: it is of the kind recovered.
+	Recovered bool `json:"recovered,omitempty"`
 }
 
 // DiscardInstanceInput removes an instance that never ran, or, when DiscardData holds the workspace's name, one whose

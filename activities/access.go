@@ -256,7 +256,9 @@ func uncommitted(stored []snapshot.Info, known map[string]bool, id string) []wor
 		if known[info.ID] {
 			continue
 		}
-		line := workspace.SnapshotLine{Snapshot: info.ID, Time: info.Time, Kind: "foreign", Files: info.Files, Bytes: info.Bytes, Excluded: info.Excluded}
+		line := workspace.SnapshotLine{
+			Snapshot: info.ID, Time: info.Time, Kind: "foreign", Files: info.Files, Bytes: info.Bytes, Omitted: info.Omissions, Excluded: info.Excluded,
+		}
 		for _, store := range info.Stores {
 			line.Providers = append(line.Providers, strings.TrimSuffix(store, "/"+workspace.RepositoryPrefix(id))) // as commits name them
 		}

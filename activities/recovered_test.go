@@ -2,7 +2,6 @@ package activities
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -306,7 +305,8 @@ type mortal struct {
 	where string
 }
 
-var errDead = errors.New("this agent was killed")
+// errDead is none that anything tries again by itself.
+var errDead = fmt.Errorf("this agent was killed: %w", storage.ErrPermission)
 
 func (m *mortal) call(where string, do func() error) error {
 	m.mutex.Lock()
@@ -456,6 +456,9 @@ func TestKilledSalvageEndsInTheSamePlace(t *testing.T) {
 	t.Logf("%d calls", none.calls)
 	for at := 1; at <= none.calls; at++ {
 		for _, after := range []bool{false, true} {
+			if after == (at%2 == 0) && os.Getenv("HOLDFAST_CAMPAIGN") == "" {
+				continue
+			}
 			t.Run(fmt.Sprintf("%d/after=%t", at, after), func(t *testing.T) {
 				t.Parallel()
 				r := newRig(t, storage.PolicyAny)

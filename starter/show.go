@@ -103,8 +103,13 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 	if recovery := state.Recovery; recovery != nil {
 		plain("recovered", "%s", recovery.Words())
 	}
-	for _, left := range state.Left {
-		plain("left", "instance %d on node %s: %s", left.Token, left.Node, left.Why)
+	for i := range state.Left {
+		left := &state.Left[i]
+		plain("left", "%s", left.Stays(now))
+	}
+	for i := range state.Salvaged {
+		saved := &state.Salvaged[i]
+		plain("saved", "%s", saved.Kept())
 	}
 	if head := state.Head; head != nil {
 		plain("snapshot", "%s", head.Snapshot)
@@ -325,8 +330,12 @@ func renderSnapshots(w io.Writer, lines []workspace.SnapshotLine, now time.Time)
 		if line.Omitted > 0 {
 			lacks = count(line.Omitted)
 		}
+		on := "-" // of one that no commit names only its file is known
+		if len(line.Providers) > 0 {
+			on = strconv.Itoa(len(line.Providers))
+		}
 		row := []string{id, line.Time.UTC().Format("2006-01-02 15:04"), age(line.Time, now), orDash(line.Kind),
-			count(line.Files), size(line.Bytes), lacks, strconv.Itoa(len(line.Providers))}
+			count(line.Files), size(line.Bytes), lacks, on}
 		if excludes {
 			row = append(row, count(line.Excluded))
 		}
@@ -341,6 +350,9 @@ func renderSnapshots(w io.Writer, lines []workspace.SnapshotLine, now time.Time)
 	}
 	renderTable(w, columns, rows)
 	fmt.Fprintln(w, "* the newest version; \"on\" is on how many stores it is; --full prints whole ids")
+	if slices.ContainsFunc(lines, func(line workspace.SnapshotLine) bool { return line.Kind == string(snapshot.Recovered) }) {
+		fmt.Fprintln(w, "recovered: what an instance that was replaced still had when its node returned;\nnever the newest version, and kept until a person removes it")
+	}
 	if excludes {
 		fmt.Fprintf(w, "\"excl\" is how many paths %s excluded\n", snapshot.IgnoreFile)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +45,8 @@ type NodeConfig struct {
 	// Concurrency is how many activities the node runs at once. Default 8: backups are bound by disk and network, and
 	// what waits in the queue waits safely.
 	Concurrency int
+	// Salvages is how many workspaces the node saves and removes what was replaced of at once, beside its other work. Default 2.
+	Salvages int
 	// Version is the program's.
 	Version string
 	// Ready, when set, is called once the agent takes work.
@@ -85,6 +88,9 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	}
 	if config.Concurrency <= 0 {
 		config.Concurrency = 8
+	}
+	if config.Salvages <= 0 {
+		config.Salvages = 2
 	}
 	logger := config.Logger.With("node", config.Name)
 	config.Logger = logger
@@ -178,6 +184,15 @@ func runNode(ctx context.Context, config NodeConfig) error {
 		MaxConcurrentActivityTaskPollers:   2,
 	})
 	activities.RegisterNode(workWorker, node)
+	// What came back after a loss can be a whole node's. It has a queue of its own, so that none of it takes the place of a start,
+	// a stop or a snapshot of what runs.
+	salvageWorker := worker.New(work, workspace.SalvageQueue(config.Name), worker.Options{
+		DisableWorkflowWorker:              true,
+		WorkerStopTimeout:                  config.StopGrace,
+		MaxConcurrentActivityExecutionSize: config.Salvages,
+		MaxConcurrentActivityTaskPollers:   1,
+	})
+	activities.RegisterNode(salvageWorker, node)
 	leaseWorker := worker.New(leases, workspace.LeaseQueue(config.Name), worker.Options{
 		DisableWorkflowWorker: true,
 		WorkerStopTimeout:     5 * time.Second,
@@ -202,13 +217,22 @@ func runNode(ctx context.Context, config NodeConfig) error {
 		leaseWorker.Stop()
 		return fmt.Errorf("starting the worker: %w", err)
 	}
+	if err := salvageWorker.Start(); err != nil {
+		workWorker.Stop()
+		leaseWorker.Stop()
+		return fmt.Errorf("starting the worker for what was replaced: %w", err)
+	}
 	a.keepRegistered(ctx)
 
 	// In this order: refuse new streams, bring what is under way to a safe point, give the lease back.
 	logger.Info("agent stops")
 	stopPort()
 	err = <-served
-	workWorker.Stop()
+	var stopping sync.WaitGroup
+	for _, w := range []worker.Worker{workWorker, salvageWorker} {
+		stopping.Go(w.Stop)
+	}
+	stopping.Wait()
 	leaseWorker.Stop()
 	return err
 }

@@ -192,8 +192,14 @@ func (w *world) register(registry activityRegistry) {
 			if ok && w.versions[input.Snapshot] != held {
 				w.violated = append(w.violated, fmt.Sprintf("removal of %q asked with a snapshot of %q", held, w.versions[input.Snapshot]))
 			}
-			if ok && !w.committed(input.Snapshot) {
+			if ok && !input.Recovered && !w.committed(input.Snapshot) {
 				w.violated = append(w.violated, "removal asked without a commit")
+			}
+			if ok && input.Recovered && (w.kinds[input.Snapshot] != "recovered" || w.newest() <= input.Target.Token || input.StatDigest != "digest of "+held) {
+				w.violated = append(w.violated, fmt.Sprintf("removal of instance %d asked with a %s snapshot while %d is the newest", input.Target.Token, w.kinds[input.Snapshot], w.newest()))
+			}
+			if ok && w.runs[place(input.Target)] {
+				w.violated = append(w.violated, "removal of what runs")
 			}
 			delete(w.content, place(input.Target))
 			return nil, nil

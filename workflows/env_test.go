@@ -163,6 +163,11 @@ func (w *world) fullCopy() bool {
 			return true
 		}
 	}
+	for snapshot, held := range w.versions { // of an instance that was replaced: a person is offered it
+		if w.kinds[snapshot] == "recovered" && held == w.newestContent {
+			return true
+		}
+	}
 	return false
 }
 

@@ -49,6 +49,14 @@ const (
 	recoverSlowest = 2 * time.Minute
 )
 
+// salvageTurn is how long a workspace waits for its node to take up what an instance that was replaced had there, before it
+// does something else for a while. A node salvages a few at a time; fifty that wait would each be kept from its snapshots.
+// salvageAgain is the shortest pause after an attempt that a store ended.
+const (
+	salvageTurn  = 15 * time.Second
+	salvageAgain = time.Minute
+)
+
 // slowest is the longest pause of a loop that is in the workflow and therefore costs history.
 const slowest = 10 * time.Minute
 

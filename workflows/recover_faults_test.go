@@ -24,9 +24,24 @@ func (w *world) lifeWithLosses() (last *workspace.State) {
 	w.environment.RegisterDelayedCallback(func() { w.fail, w.after = nil, nil }, 5*time.Hour)
 	w.ask(6*time.Hour, workspace.UpdateUnstick, workspace.UnstickRequest{})
 	w.ask(7*time.Hour, workspace.UpdateStart, start())
+	// Their agents are started again: what could not be saved before is now.
+	w.comesBack(7*time.Hour+10*time.Minute, nodeOne)
+	w.comesBack(7*time.Hour+10*time.Minute, nodeTwo)
 	last = w.look(8 * time.Hour)
 	w.run(9 * time.Hour)
 	return last
+}
+
+// requireNothingReplaced wants nothing on any node of an instance that was replaced (A19): what they had is saved.
+func (w *world) requireNothingReplaced(last *workspace.State) {
+	w.t.Helper()
+	for _, left := range last.Left {
+		require.False(w.t, left.Replaced, "%+v\nrecent %+v\ncalls %v", left, last.Recent, w.calls)
+	}
+	for _, saved := range last.Salvaged {
+		require.NotContains(w.t, w.content, fmt.Sprintf("%s/%d", saved.Node, saved.Token))
+		require.Equal(w.t, "recovered", w.kinds[saved.Snapshot])
+	}
 }
 
 // A1, A10, A12, invariants 1, 3 and 8, with nodes that are lost: whichever activity fails, in whichever way, before its
@@ -48,6 +63,7 @@ func TestLossesWithEveryActivityFailingWithEveryError(t *testing.T) {
 						require.Equal(t, workspace.Running, last.Phase, "%+v\nblock %+v\nloss %+v\ncalls %v", last.Recent, last.Block, last.Loss, w.calls)
 						at := fmt.Sprintf("%s/%d", last.Instance.Node, last.Instance.Token)
 						require.Equal(t, w.newestContent, w.content[at], "the workspace runs with something else than the newest content")
+						w.requireNothingReplaced(last)
 					})
 				}
 			}
@@ -101,6 +117,7 @@ func TestCommandAtEveryCallOfARecovery(t *testing.T) {
 				require.Equal(t, workspace.Running, last.Phase, "%+v\nblock %+v\nloss %+v\ncalls %v", last.Recent, last.Block, last.Loss, w.calls)
 				at := fmt.Sprintf("%s/%d", last.Instance.Node, last.Instance.Token)
 				require.Equal(t, w.newestContent, w.content[at])
+				w.requireNothingReplaced(last)
 			})
 		}
 	}

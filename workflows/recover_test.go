@@ -8,7 +8,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.temporal.io/sdk/converter"
-	"go.temporal.io/sdk/temporal"
 	"go.temporal.io/sdk/workflow"
 
 	"holdfast/workspace"
@@ -358,7 +357,8 @@ func TestLossOfTheNodeThatRecoveryWentTo(t *testing.T) {
 	w.run(5 * time.Hour)
 	w.requireRunsWith(after, nodeOne, "first++")
 	require.Equal(t, uint64(3), after.Instance.Token)
-	require.Len(t, after.Left, 2)
+	require.Len(t, after.Left, 1, "what the first node had was saved")
+	require.Len(t, after.Salvaged, 1)
 }
 
 // invariant 4: a store that cannot be listed may have a newer version. Nobody is asked, so it is waited for.
@@ -416,140 +416,4 @@ func TestContinueAsNewWithALoss(t *testing.T) {
 	next.environment.ExecuteWorkflow(workspace.WorkspaceWorkflow, input)
 	next.end()
 	next.requireRunsWith(after, nodeTwo, "first++")
-}
-
-// A12: what the replaced instance still had when its node returns is stopped there and saved as a snapshot that is never
-// the head; its content stays.
-func TestReplacedInstanceIsSaved(t *testing.T) {
-	w := running(t, time.Minute)
-	w.setting(time.Hour+5*time.Minute, func() { w.content["node-1/1"] += " and more" })
-	w.comesBack(2*time.Hour, nodeOne)
-	after := w.look(2*time.Hour + time.Minute)
-	w.run(3 * time.Hour)
-	w.requireRunsWith(after, nodeTwo, "first++")
-	left := after.Left[0]
-	require.NotEmpty(t, left.Snapshot, "%+v", left)
-	require.Equal(t, "first+ and more", w.versions[left.Snapshot])
-	require.Equal(t, "recovered", w.kinds[left.Snapshot])
-	require.Contains(t, left.Why, "recovered snapshot "+left.Snapshot)
-	require.False(t, w.runs["node-1/1"], "it was stopped")
-	require.Equal(t, "first+ and more", w.content["node-1/1"])
-	require.NotEqual(t, left.Snapshot, after.Head.Snapshot)
-	for _, commit := range w.commits {
-		require.NotEqual(t, left.Snapshot, commit.Snapshot, "no commit names it")
-	}
-	last := after.Recent[len(after.Recent)-1]
-	require.Equal(t, workspace.OperationSalvage, last.Kind)
-	require.False(t, last.Failed, last.Error)
-}
-
-// Saving it never holds up anything else: a command cuts it, and it goes on afterwards.
-func TestCommandCutsASalvage(t *testing.T) {
-	w := running(t, time.Minute)
-	w.fail = func(activity string, attempt int) error {
-		if activity == workspace.ActivityBackup && attempt == 2 {
-			return temporal.NewApplicationErrorWithOptions("the store is slow", "", temporal.ApplicationErrorOptions{NextRetryDelay: 2 * time.Minute})
-		}
-		return nil
-	}
-	w.comesBack(2*time.Hour, nodeOne)
-	stop := w.ask(2*time.Hour+time.Minute, workspace.UpdateStop, workspace.StopRequest{})
-	after := w.look(2*time.Hour + 10*time.Minute)
-	w.run(3 * time.Hour)
-	require.NoError(t, *stop)
-	require.Equal(t, workspace.Stopped, after.Phase)
-	require.NotEmpty(t, after.Left[0].Snapshot)
-	kinds := map[workspace.OperationKind]int{}
-	for _, operation := range after.Recent {
-		kinds[operation.Kind]++
-	}
-	require.Equal(t, 2, kinds[workspace.OperationSalvage], "%+v", after.Recent)
-}
-
-// A12, invariant 3: what the replaced instance's node still commits is never gone on from, whenever it lands: before the new
-// instance is recorded, before its first snapshot, or after it. The next start goes on with the new instance's work, and what the
-// node had is saved beside it.
-func TestLateCommitOfAReplacedInstance(t *testing.T) {
-	for _, when := range []string{"before the record", "before the first snapshot", "after the first snapshot"} {
-		t.Run(when, func(t *testing.T) {
-			w := running(t, time.Minute)
-			late := workspace.Commit{Token: 1, Sequence: 9, Snapshot: fmt.Sprintf("%064d", 99), Kind: "final", Time: time.Unix(1<<40, 0).UTC()}
-			w.setting(time.Hour+time.Second, func() {
-				w.content["node-1/1"] += " and more"
-				w.versions[late.Snapshot] = w.content["node-1/1"]
-			})
-			lands := func() { w.commits = append(w.commits, late) }
-			switch when {
-			case "before the record": // and after the version to go on from was chosen
-				w.after = func(activity string, attempt int) error {
-					if activity == workspace.ActivitySeal && attempt == 2 {
-						lands()
-					}
-					return nil
-				}
-			case "before the first snapshot":
-				w.setting(time.Hour+10*time.Minute, lands)
-			default:
-				w.setting(time.Hour+30*time.Minute, lands)
-			}
-			w.ask(time.Hour+20*time.Minute, workspace.UpdateBackup, workspace.BackupRequest{})
-			w.comesBack(2*time.Hour, nodeOne)
-			between := w.look(2*time.Hour + 30*time.Minute)
-			stop := w.ask(3*time.Hour, workspace.UpdateStop, workspace.StopRequest{})
-			again := w.ask(4*time.Hour, workspace.UpdateStart, workspace.StartRequest{})
-			after := w.look(5 * time.Hour)
-			w.run(6 * time.Hour)
-			require.NoError(t, *stop)
-			require.NoError(t, *again)
-			require.Contains(t, w.commits, late)
-			require.Equal(t, nodeTwo, between.Instance.Node)
-			require.NotEqual(t, late.Snapshot, between.Head.Snapshot)
-			require.Equal(t, workspace.Running, after.Phase, "%+v", after)
-			require.Equal(t, "first+++", w.content[fmt.Sprintf("%s/%d", after.Instance.Node, after.Instance.Token)])
-			require.Equal(t, uint64(3), after.Instance.Token)
-			require.NotEqual(t, late.Snapshot, w.records[3].Base)
-			saved := 0
-			for snapshot, kind := range w.kinds {
-				if kind == "recovered" {
-					saved++
-					require.Equal(t, "first+ and more", w.versions[snapshot])
-				}
-			}
-			require.Equal(t, 1, saved)
-		})
-	}
-}
-
-// The same on one store only, which has not heard of the new instance either: a start says that the stores differ, names the
-// version of the new one, and never takes the other by itself (invariants 3 and 4).
-func TestLateCommitOnAStoreThatKnowsNoOtherInstance(t *testing.T) {
-	w := running(t, time.Minute)
-	late := workspace.Commit{Token: 1, Sequence: 9, Snapshot: fmt.Sprintf("%064d", 99), Kind: "final"}
-	w.versions[late.Snapshot] = "first+ and more"
-	w.ask(3*time.Hour, workspace.UpdateStop, workspace.StopRequest{})
-	w.setting(4*time.Hour-time.Minute, func() {
-		heads := w.readHead("gs://a", "file:///b")
-		heads.Providers[1] = workspace.ProviderHead{Provider: "file:///b", Token: 1, Head: &late}
-		w.heads = &heads
-	})
-	w.ask(4*time.Hour, workspace.UpdateStart, workspace.StartRequest{})
-	refused := w.look(4*time.Hour + time.Minute)
-	wrong := w.ask(5*time.Hour, workspace.UpdateStart, workspace.StartRequest{AcceptVersion: late.Snapshot})
-	still := w.look(5*time.Hour + time.Minute)
-	w.at(6*time.Hour, func() {
-		w.ask(0, workspace.UpdateStart, workspace.StartRequest{AcceptVersion: still.Head.Snapshot})
-	})
-	after := w.look(7 * time.Hour)
-	w.run(8 * time.Hour)
-	require.NoError(t, *wrong)
-	for _, state := range []*workspace.State{refused, still} {
-		last := state.Recent[len(state.Recent)-1]
-		require.True(t, last.Refused, "%+v", last)
-		require.Equal(t, workspace.ErrorOlderVersion, last.ErrorType)
-		require.Contains(t, last.Error, "file:///b has the older version")
-		require.Contains(t, last.Error, "--accept-version "+state.Head.Snapshot)
-		require.NotEqual(t, late.Snapshot, state.Head.Snapshot)
-	}
-	require.Equal(t, workspace.Running, after.Phase, "%+v", after)
-	require.Equal(t, "first+++", w.content[fmt.Sprintf("%s/%d", after.Instance.Node, after.Instance.Token)])
 }

@@ -113,7 +113,7 @@ func (w *entity) run(ctx workflow.Context) error {
 			if err := w.perform(ctx, w.retainCommand(ctx)); err != nil {
 				return err
 			}
-		case w.salvageable() != nil:
+		case w.salvageable(ctx) != nil:
 			if err := w.perform(ctx, w.salvageCommand(ctx)); err != nil {
 				return err
 			}
@@ -138,6 +138,9 @@ func (w *entity) idle(ctx workflow.Context) error {
 	}
 	if stop := w.nextStop(ctx); !stop.IsZero() && (due.IsZero() || stop.Before(due)) {
 		due, what = stop, "see whether it is to be stopped by itself"
+	}
+	if next := w.nextSalvage(); !next.IsZero() && (due.IsZero() || next.Before(due)) {
+		due, what = next, "go on with what an instance that was replaced had"
 	}
 	if due.IsZero() {
 		return workflow.Await(ctx, asked)
@@ -220,6 +223,9 @@ func (w *entity) finish(ctx workflow.Context, operation *workspace.Operation, er
 	w.state.Operation = nil
 	if w.state.Looked() == nil {
 		w.state.Look = nil // of an instance that is over
+	}
+	if errors.Is(err, errNotItsTurn) {
+		return // nothing was done
 	}
 	if operation.Kind == workspace.OperationSnapshot || operation.Kind == workspace.OperationRetain || operation.Kind == workspace.OperationFind && operation.Step == workspace.StepFind {
 		return // told in Protection, Retaining and Look: hundreds a day would push out what people asked for

@@ -203,7 +203,7 @@ func DecideDrain(state State, node string, placed bool, plan DrainPlan, now time
 		return step(DrainWait, "its newest content is kept there: "+state.Kept.Why, mend)
 	}
 	for _, left := range state.Left {
-		if left.Node == node && left.Replaced && left.Snapshot == "" {
+		if left.Node == node && left.Unsaved() {
 			if left.Back {
 				return step(DrainWait, fmt.Sprintf("what instance %d still had there is being saved", left.Token), "")
 			}

@@ -225,9 +225,11 @@ func safe(state State, now time.Time) []string {
 		lines = append(lines, "Nothing of it is in the stores yet: no snapshot has been committed.")
 	}
 	lines = append(lines, safeAfterLoss(state)...)
-	for _, left := range state.Left {
-		lines = append(lines, fmt.Sprintf("Other content stays on node %s (instance %d), not removed by itself: %s.", left.Node, left.Token,
-			strings.TrimSuffix(left.Why, ".")))
+	for i := range state.Left {
+		lines = append(lines, state.Left[i].Stays(now))
+	}
+	for i := range state.Salvaged {
+		lines = append(lines, state.Salvaged[i].Kept())
 	}
 	return lines
 }
@@ -319,6 +321,11 @@ func can(state State, e Explanation) []Action {
 			add(command("download", "-o "+name+".tar"), "fetches the newest content that can be reached")
 		}
 	}
+	recovered := func() {
+		if saved := state.RecoveredSnapshot(); saved != "" {
+			add(command("download", "--snapshot "+Short(saved)), "fetches what an instance that was replaced still had")
+		}
+	}
 
 	switch state.Phase {
 	case Deleted:
@@ -359,6 +366,7 @@ func can(state State, e Explanation) []Action {
 		add(command("backup", ""), "backs it up while it runs")
 		add(command("stop", ""), "backs it up and stops it")
 		download()
+		recovered()
 	case Stopping:
 		// invariant 3: its record has to be on the required stores before it runs.
 		if state.Loss != nil && state.Head != nil {
@@ -378,6 +386,7 @@ func can(state State, e Explanation) []Action {
 			break // a delete is refused
 		}
 		download()
+		recovered()
 		add(command("delete", ""), "deletes it; its snapshots stay in the stores")
 	}
 	if e.Failure != nil {

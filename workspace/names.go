@@ -65,6 +65,10 @@ const ControlQueue = "control"
 // NodeQueue is the task queue for a node's work.
 func NodeQueue(node string) string { return "node." + node }
 
+// SalvageQueue is the task queue for what a node saves and removes of instances that were replaced: few at a time, and never in
+// the place of what the current ones need.
+func SalvageQueue(node string) string { return "salvage." + node }
+
 // LeaseQueue is the task queue for a node's lease alone, so that a busy node never misses it.
 func LeaseQueue(node string) string { return "lease." + node }
 

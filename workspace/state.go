@@ -53,8 +53,11 @@ type State struct {
 	// Kept is content on a node that is not yet surely on every provider of the policy. While it is set, the content is
 	// the newest there is, and a start adopts it.
 	Kept *Kept `json:"kept,omitempty"`
-	// Left is content on nodes that a person chose to go on without. It is never removed by itself.
+	// Left is content on nodes that was gone on without. What is Replaced is saved when its node returns, and then removed; the
+	// rest is what a person chose to go on without, and is never removed by itself.
 	Left []Kept `json:"left,omitempty"`
+	// Salvaged is what was saved of instances that were replaced and is on no node any more, newest last, at most MaxSalvaged.
+	Salvaged []Salvaged `json:"salvaged,omitempty"`
 	// Stores are the providers that its snapshots are written to, when they are not all of the policy's (InstanceRecord.Stores).
 	Stores []string `json:"stores,omitempty"`
 	// Placed are the placements that were recorded and not yet released: which nodes hold something of it.
@@ -77,8 +80,11 @@ type State struct {
 	Recovery *Recovery `json:"recovery,omitempty"`
 }
 
-// MaxRecent bounds State.Recent.
-const MaxRecent = 10
+// MaxRecent bounds State.Recent, and MaxSalvaged State.Salvaged.
+const (
+	MaxRecent   = 10
+	MaxSalvaged = 10
+)
 
 // Instance is one run of a workspace, from start to stop.
 type Instance struct {
@@ -111,10 +117,40 @@ type Kept struct {
 	// AcceptedOmissions is set when a person accepted what the snapshot does not hold.
 	AcceptedOmissions bool `json:"accepted_omissions,omitempty"`
 	// Replaced is set when its node was lost and another instance took its place; Back when that node has returned since,
-	// so that what it has can be saved.
+	// so that what it has can be saved, and removed. Then Snapshot is a recovered one.
 	Replaced bool   `json:"replaced,omitempty"`
 	Back     bool   `json:"back,omitempty"`
 	Sealed   []byte `json:"sealed,omitempty"` // the repository's password, sealed to the node
+	// Saved is when the stores were seen to hold Snapshot, of Files and Bytes; Omitted is how many things it does not hold as
+	// they were, which keep the content.
+	Saved   time.Time `json:"saved,omitzero"`
+	Files   int64     `json:"files,omitempty"`
+	Bytes   int64     `json:"bytes,omitempty"`
+	Omitted int64     `json:"omitted,omitempty"`
+	// Again is set when it is to be saved again, because it may not be what is in Snapshot.
+	Again bool `json:"again,omitempty"`
+	// Removing is set once its removal was asked for, and Removed when the content is gone, and only the placement is still to be
+	// released.
+	Removing bool `json:"removing,omitempty"`
+	Removed  bool `json:"removed,omitempty"`
+	// Next is when it is gone on with, after Attempts that did not end it.
+	Next     time.Time `json:"next,omitzero"`
+	Attempts int       `json:"attempts,omitempty"`
+}
+
+// Unsaved says whether what was left of a replaced instance is still to be saved.
+func (k *Kept) Unsaved() bool { return k.Replaced && !k.Removed && (k.Snapshot == "" || k.Again) }
+
+// Salvaged is a recovered snapshot: what an instance that was replaced still had when its node returned. It stays in the stores
+// until a person removes it, and is never the newest version.
+type Salvaged struct {
+	Node     string    `json:"node"`
+	Token    uint64    `json:"token"`
+	Snapshot string    `json:"snapshot"`
+	Saved    time.Time `json:"saved"`
+	Removed  time.Time `json:"removed"` // when the node had nothing of it any more
+	Files    int64     `json:"files"`
+	Bytes    int64     `json:"bytes"`
 }
 
 // Placed is one placement: a node, and the token of the instance that was placed there.

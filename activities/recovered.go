@@ -99,14 +99,26 @@ func (n *Node) saved(ctx context.Context, input workspace.RemoveInstanceInput) e
 	switch {
 	case i < 0 && unseen != nil:
 		return fmt.Errorf("looking for recovered snapshot %s: %w", input.Snapshot, unseen)
-	case i < 0 || !isRecovered(&infos[i], target.Token) || input.StatDigest == "" || infos[i].StatDigest != input.StatDigest:
-		return permanent(workspace.ErrorNotStored, fmt.Errorf("the content stays: no recovered snapshot %s of it is stored", input.Snapshot))
+	case i < 0:
+		return notSaved(input)
 	}
 	named, err := repository.Omissions(ctx, input.Snapshot)
 	if err != nil {
 		return fmt.Errorf("looking at what recovered snapshot %s lacks: %w", input.Snapshot, err)
 	}
-	if omitted, _ := omitsOf(&infos[i], named); omitted > 0 && !input.AcceptedOmissions {
+	return letsGo(&infos[i], named, input)
+}
+
+func notSaved(input workspace.RemoveInstanceInput) error {
+	return permanent(workspace.ErrorNotStored, fmt.Errorf("the content stays: no recovered snapshot %s of it is stored", input.Snapshot))
+}
+
+// letsGo says whether a snapshot is a recovered one of exactly this content, which lacks nothing unless a person accepted that.
+func letsGo(info *snapshot.Info, named []snapshot.Omission, input workspace.RemoveInstanceInput) error {
+	if !isRecovered(info, input.Target.Token) || input.StatDigest == "" || info.StatDigest != input.StatDigest {
+		return notSaved(input)
+	}
+	if omitted, _ := omitsOf(info, named); omitted > 0 && !input.AcceptedOmissions {
 		return permanent(workspace.ErrorOmissions, fmt.Errorf("the content stays: snapshot %s does not hold %d things as they were", input.Snapshot, omitted))
 	}
 	return nil

@@ -180,7 +180,7 @@ func TestRecoveredContentWithOmissionsStays(t *testing.T) {
 	require.NoError(t, err)
 	input := workspace.RemoveInstanceInput{Target: target, Snapshot: made.Backup.Snapshot, StatDigest: made.StatDigest, Recovered: true}
 	if made.Backup.Omitted == 0 {
-		t.Skip("this user reads every file; TestOmitsOf has the rule")
+		t.Skip("this user reads every file; TestWhatARecoveredSnapshotLetsGo has the rule")
 	}
 	require.Equal(t, int64(1), made.Backup.Omitted)
 	typed(t, runPlain(r, r.node.RemoveInstance, input), workspace.ErrorOmissions)
@@ -201,14 +201,45 @@ func TestRecoveredContentWithOmissionsStays(t *testing.T) {
 	require.NoDirExists(t, r.content(1))
 }
 
-// A14: a socket has no content that could be lost; everything else that a snapshot says it lacks counts, named or not.
-func TestOmitsOf(t *testing.T) {
-	named := []snapshot.Omission{{Path: "a", Kind: snapshot.OmissionUnreadable}, {Path: "s", Kind: snapshot.OmissionUnsupported}}
-	count, first := omitsOf(&snapshot.Info{Omissions: 2}, named)
-	require.Equal(t, int64(1), count)
-	require.Len(t, first, 1)
-	count, _ = omitsOf(&snapshot.Info{Omissions: 5}, named)
-	require.Equal(t, int64(4), count)
+// A14: a socket has no content that could be lost; everything else that a snapshot says it lacks keeps the content, named or not.
+func TestWhatARecoveredSnapshotLetsGo(t *testing.T) {
+	unreadable := snapshot.Omission{Path: "a", Kind: snapshot.OmissionUnreadable}
+	changed := snapshot.Omission{Path: "c", Kind: snapshot.OmissionChanged}
+	socket := snapshot.Omission{Path: "s", Kind: snapshot.OmissionUnsupported}
+	input := workspace.RemoveInstanceInput{Target: workspace.Target{Token: 4}, Snapshot: "x", StatDigest: "d", Recovered: true}
+	for name, test := range map[string]struct {
+		count    int64
+		named    []snapshot.Omission
+		accepted bool
+		kind     workspace.ErrorType // empty: it goes
+	}{
+		"nothing":             {},
+		"a socket":            {count: 1, named: []snapshot.Omission{socket}},
+		"an unreadable file":  {count: 1, named: []snapshot.Omission{unreadable}, kind: workspace.ErrorOmissions},
+		"one that changed":    {count: 2, named: []snapshot.Omission{socket, changed}, kind: workspace.ErrorOmissions},
+		"more than are named": {count: 2, named: []snapshot.Omission{socket}, kind: workspace.ErrorOmissions},
+		"what was accepted":   {count: 1, named: []snapshot.Omission{unreadable}, accepted: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			info := snapshot.Info{ID: "x", Kind: snapshot.Recovered, Tags: []string{"holdfast", "token:4"}, StatDigest: "d", Omissions: test.count}
+			input := input
+			input.AcceptedOmissions = test.accepted
+			if test.kind == "" {
+				require.NoError(t, letsGo(&info, test.named, input))
+			} else {
+				typed(t, letsGo(&info, test.named, input), test.kind)
+			}
+			for _, spoil := range []func(*snapshot.Info){
+				func(i *snapshot.Info) { i.Kind = snapshot.Final },
+				func(i *snapshot.Info) { i.Tags = []string{"holdfast", "token:44"} },
+				func(i *snapshot.Info) { i.StatDigest = "e" },
+			} {
+				other := info
+				spoil(&other)
+				typed(t, letsGo(&other, test.named, input), workspace.ErrorNotStored)
+			}
+		})
+	}
 }
 
 // invariants 6 and 8: the removal removes exactly the replaced instance, once, and again finds nothing to do. What it had can be

@@ -81,13 +81,17 @@ func TestLostNode(t *testing.T) {
 	state = show(t, s, "web")
 	require.Equal(t, other, state.Instance.Node, "what went on elsewhere stays there")
 	// A12: what the node still had is saved beside it, and offered.
-	saved := waitState(t, s, "web", "what its node still had is saved", patience, func(state workspace.State) bool {
-		return len(state.Left) == 1 && state.Left[0].Snapshot != ""
+	saved := waitState(t, s, "web", "what its node still had is saved, and gone from there", patience, func(state workspace.State) bool {
+		return len(state.Salvaged) == 1 && len(state.Left) == 0
 	})
-	require.NotEqual(t, saved.Left[0].Snapshot, saved.Head.Snapshot)
-	must(t, s, 0, []string{"recovered", workspace.Short(saved.Left[0].Snapshot)}, "snapshots", "web")
+	recovered := saved.Salvaged[0].Snapshot
+	require.NotEqual(t, recovered, saved.Head.Snapshot)
+	require.NoDirExists(t, filepath.Dir(content))
+	must(t, s, 0, []string{"recovered", workspace.Short(recovered), "kept until a person removes it"}, "snapshots", "web")
+	must(t, s, 0, []string{"saved", "is in the recovered snapshot " + workspace.Short(recovered), "stays in the stores until a person removes it"}, "show", "web")
+	must(t, s, 0, []string{"holdfast download web --snapshot " + workspace.Short(recovered)}, "why", "web")
 	tarred := filepath.Join(t.TempDir(), "recovered.tar")
-	must(t, s, 0, nil, "download", "web", "--snapshot", saved.Left[0].Snapshot, "-o", tarred)
+	must(t, s, 0, nil, "download", "web", "--snapshot", workspace.Short(recovered), "-o", tarred)
 	listed, err := exec.Command("tar", "-tf", tarred).CombinedOutput()
 	require.NoError(t, err, string(listed))
 	require.Contains(t, string(listed), "late.txt")

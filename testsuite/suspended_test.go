@@ -96,11 +96,11 @@ func TestSuspendedNodeCommitsLate(t *testing.T) {
 	requireSame(t, newer, again)
 }
 
-// savedOf is the recovered snapshot of what an instance had, empty while there is none.
+// savedOf is the recovered snapshot of what an instance had, once it is on no node any more.
 func savedOf(state workspace.State, token uint64) string {
-	for _, left := range state.Left {
-		if left.Token == token {
-			return left.Snapshot
+	for _, saved := range state.Salvaged {
+		if saved.Token == token {
+			return saved.Snapshot
 		}
 	}
 	return ""

@@ -155,8 +155,10 @@ func save(t *testing.T, path string, history *historypb.History) {
 func (s *scene) work() {
 	s.takeLeases()
 	s.takeCommands()
-	s.take(workspace.NodeQueue(nodeOne))
-	s.take(workspace.NodeQueue(nodeTwo))
+	for _, node := range []string{nodeOne, nodeTwo} {
+		s.take(workspace.NodeQueue(node))
+		s.take(workspace.SalvageQueue(node))
+	}
 }
 
 // takeCommands runs the control worker, which decides.

@@ -238,29 +238,24 @@ var scenarios = []scenario{
 	{"recover", atlas, func(s *scene) {
 		s.start()
 		s.request(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"}, workspace.Running)
-		lose := func(node string, held bool) {
-			now := time.Now()
-			s.locked(func() {
-				s.brake = workspace.Brake{Held: held, Why: "a storm"}
-				s.nodes[node] = workspace.NodeState{Phase: workspace.NodeLost, Epoch: 1, Loss: &workspace.NodeLoss{At: now.Add(-time.Hour), Heard: now.Add(-time.Hour), Epoch: 1}}
-			})
-			s.signal(workspace.SignalNodeNews, workspace.NodeNews{Node: node, Epoch: 1, Lost: true, At: now, Heard: now})
-		}
-		back := func(node string) {
-			s.locked(func() { s.nodes[node] = workspace.NodeState{Phase: workspace.NodeReady, Epoch: 2} })
-			s.signal(workspace.SignalNodeNews, workspace.NodeNews{Node: node, Epoch: 2})
-		}
-		runsOn := func(node string) {
-			s.until("running on "+node, func(state workspace.State) bool {
-				return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Node == node
-			})
-		}
-		lose(nodeOne, false)
-		runsOn(nodeTwo) // gone on without
-		lose(nodeTwo, true)
+		s.loseNode(nodeOne, false)
+		s.runsOn(nodeTwo) // gone on without
+		s.loseNode(nodeTwo, true)
 		s.until("held", func(state workspace.State) bool { return state.Phase == workspace.Recovering && state.Operation == nil })
-		back(nodeTwo)
-		runsOn(nodeTwo) // found again
+		s.bringBack(nodeTwo)
+		s.runsOn(nodeTwo) // found again
+	}},
+	{"salvage", atlas, func(s *scene) {
+		s.start()
+		s.request(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"}, workspace.Running)
+		s.loseNode(nodeOne, false)
+		s.runsOn(nodeTwo)
+		s.bringBack(nodeOne) // what it had is saved
+		s.until("saved", func(state workspace.State) bool {
+			return state.Operation == nil && len(state.Salvaged) == 1
+		})
+		s.bringBack(nodeOne) // its agent is started again
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
 	}},
 	{"move", atlas, func(s *scene) {
 		s.start()
@@ -281,4 +276,26 @@ var scenarios = []scenario{
 		run := begin(s, workspace.SnapshotsWorkflow, workspace.SnapshotsInput{Name: "atlas"})
 		require.NoError(s.t, run.Get(s.t.Context(), nil))
 	}},
+}
+
+// loseNode has a node be lost, long ago, and tells the workspace.
+func (s *scene) loseNode(node string, held bool) {
+	now := time.Now()
+	s.locked(func() {
+		s.brake = workspace.Brake{Held: held, Why: "a storm"}
+		s.nodes[node] = workspace.NodeState{Phase: workspace.NodeLost, Epoch: 1, Loss: &workspace.NodeLoss{At: now.Add(-time.Hour), Heard: now.Add(-time.Hour), Epoch: 1}}
+	})
+	s.signal(workspace.SignalNodeNews, workspace.NodeNews{Node: node, Epoch: 1, Lost: true, At: now, Heard: now})
+}
+
+// bringBack has it return, and tells the workspace.
+func (s *scene) bringBack(node string) {
+	s.locked(func() { s.nodes[node] = workspace.NodeState{Phase: workspace.NodeReady, Epoch: 2} })
+	s.signal(workspace.SignalNodeNews, workspace.NodeNews{Node: node, Epoch: 2})
+}
+
+func (s *scene) runsOn(node string) {
+	s.until("running on "+node, func(state workspace.State) bool {
+		return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Node == node
+	})
 }

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/docker/go-units"
 )
 
 // What a person is told of what an instance that was replaced still had: where it is kept, why, and until when.
@@ -37,7 +35,7 @@ func (k *Kept) Stays(now time.Time) string {
 // Kept says what a recovered snapshot is, and how long it is kept.
 func (s *Salvaged) Kept() string {
 	return fmt.Sprintf("What instance %d still had when node %s returned is in the recovered snapshot %s (%d files, %s), saved at %s. It is on no node any more, is never the newest version, and stays in the stores until a person removes it.",
-		s.Token, s.Node, Short(s.Snapshot), s.Files, units.HumanSize(float64(s.Bytes)), s.Saved.UTC().Format("2006-01-02 15:04:05 MST"))
+		s.Token, s.Node, Short(s.Snapshot), s.Files, size(s.Bytes), s.Saved.UTC().Format("2006-01-02 15:04:05 MST"))
 }
 
 // RecoveredSnapshot is the newest recovered snapshot that is known of; empty when there is none.

@@ -330,12 +330,8 @@ func renderSnapshots(w io.Writer, lines []workspace.SnapshotLine, now time.Time)
 		if line.Omitted > 0 {
 			lacks = count(line.Omitted)
 		}
-		on := "-" // of one that no commit names only its file is known
-		if len(line.Providers) > 0 {
-			on = strconv.Itoa(len(line.Providers))
-		}
 		row := []string{id, line.Time.UTC().Format("2006-01-02 15:04"), age(line.Time, now), orDash(line.Kind),
-			count(line.Files), size(line.Bytes), lacks, on}
+			count(line.Files), size(line.Bytes), lacks, strconv.Itoa(len(line.Providers))}
 		if excludes {
 			row = append(row, count(line.Excluded))
 		}

@@ -211,13 +211,12 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 			stood := count()
 
 			path.set(false)
-			saved := waitState(t, s, "web", "what it had is saved", patience, func(state workspace.State) bool {
-				return len(state.Left) == 1 && state.Left[0].Snapshot != "" && state.Operation == nil
+			saved := waitState(t, s, "web", "what it had is saved, and gone from there", patience, func(state workspace.State) bool {
+				return len(state.Left) == 0 && len(state.Salvaged) == 1 && state.Operation == nil
 			})
-			require.Equal(t, engine.StatusExited, statuses(t, old, was.ID)["1"], "what was replaced does not run beside the other")
-			require.GreaterOrEqual(t, count(), stood)
+			require.NotContains(t, statuses(t, old, was.ID), "1", "what was replaced is gone")
 			require.Equal(t, now.Instance.Token, saved.Instance.Token)
-			requireSaved(t, s, "web", saved.Left[0].Snapshot, count())
+			requireSaved(t, s, "web", saved.Salvaged[0].Snapshot, stood)
 			waitState(t, s, "bare", "it is found where it was", patience, func(state workspace.State) bool {
 				return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Token == bare.Instance.Token
 			})
@@ -228,7 +227,7 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 	}
 }
 
-// requireSaved proves that a snapshot has all that was counted.
+// requireSaved proves that a snapshot has all that was counted; what is stopped may count on until it has ended.
 func requireSaved(t *testing.T, s *stack, name, snapshot string, counted int64) {
 	t.Helper()
 	tarred := filepath.Join(t.TempDir(), "recovered.tar")
@@ -238,7 +237,7 @@ func requireSaved(t *testing.T, s *stack, name, snapshot string, counted int64) 
 	require.NoError(t, err, string(output))
 	info, err := os.Stat(filepath.Join(dir, "count"))
 	require.NoError(t, err)
-	require.Equal(t, counted, info.Size(), "the recovered snapshot has what was counted")
+	require.GreaterOrEqual(t, info.Size(), counted, "the recovered snapshot has what was counted")
 }
 
 // TestNodeThatReachesNothingPauses proves the second rule of the guard: with neither Temporal nor a store for --pause-after,

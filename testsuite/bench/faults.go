@@ -113,10 +113,10 @@ func (c *cluster) lose(ctx context.Context, name string, f fault) (noticed, runs
 	return state.Recovery.LostAt.Sub(at), state.Since.Sub(at), c.ready(ctx, node)
 }
 
-// saved says whether nothing of the workspace is on the node alone.
+// saved says whether nothing of an instance that was replaced is on the node any more.
 func saved(state workspace.State, node string) bool {
 	for _, left := range state.Left {
-		if left.Node == node && left.Snapshot == "" {
+		if left.Node == node {
 			return false
 		}
 	}

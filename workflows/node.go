@@ -31,6 +31,8 @@ type lessor struct {
 	ignored int
 	// looks says whether the node's workspaces are told of every new start of its agent.
 	looks bool
+	// heard says whether an offer to a suspect is taken by the agent's own signal, and not by whatever the server calls its start.
+	heard bool
 	// orders counts what people have said of it.
 	orders int
 	// leased is the start of the agent that took the newest lease; an announcement alone is none.
@@ -89,6 +91,7 @@ func (n *lessor) run(ctx workflow.Context) error {
 		}
 	})
 	n.looks = workflow.GetVersion(ctx, "every-incarnation-is-told", workflow.DefaultVersion, 1) >= 1
+	n.heard = workflow.GetVersion(ctx, "an-offer-is-taken-by-a-signal", workflow.DefaultVersion, 1) >= 1
 	n.announce(ctx)
 	n.drains(ctx)
 	var public workspace.ControlInfo
@@ -178,9 +181,21 @@ func (n *lessor) lease(ctx workflow.Context, verifyKey []byte) (leaseOutcome, er
 	}), workspace.ActivityHoldLease, workspace.LeaseInput{
 		Node: n.state.Info.Name, Epoch: n.state.Epoch, Incarnation: incarnation, Timeout: leaseHeartbeat, VerifyKey: verifyKey,
 	})
-	if err := workflow.Await(ctx, func() bool {
-		return future.IsReady() || n.registered && n.state.Info.Incarnation != incarnation
-	}); err != nil {
+	over := func() bool { return future.IsReady() || n.registered && n.state.Info.Incarnation != incarnation }
+	if n.heard && n.state.Phase == workspace.NodeSuspect {
+		// The server gives a task to a poll of an agent that is frozen or cut off as it does to any other: that starts the
+		// activity, and only its heartbeat's time-out would say, 10 s later, that nobody was there.
+		in, err := workflow.AwaitWithTimeout(ctx, leaseOffer, func() bool { return over() || n.state.Phase != workspace.NodeSuspect })
+		if err != nil {
+			return 0, err
+		}
+		if !in {
+			cancel() // whoever takes it yet holds nothing
+			n.late(ctx, offered.Add(leaseOffer))
+			return leaseNotTaken, nil
+		}
+	}
+	if err := workflow.Await(ctx, over); err != nil {
 		return 0, err
 	}
 	if !future.IsReady() {

@@ -231,6 +231,25 @@ func TestNodeThatDoesNotTakeItsLeaseIsLost(t *testing.T) {
 	require.Len(t, a.offers, 3)
 }
 
+// The server hands an offer to the poll of an agent that is frozen or cut off: for it the activity has started, and goes on.
+func TestSuspectWhoseOfferIsSwallowedIsLost(t *testing.T) {
+	a := newAgents(t)
+	a.script = []ending{beatsLostOf(a, time.Minute, 51*time.Second), {after: forever, silent: true}}
+	a.register(time.Second, registration("one"))
+	suspect := a.look(time.Minute + 4*time.Second)
+	lost := a.look(time.Minute + 7*time.Second)
+	a.register(time.Hour, registration("one"))
+	back := a.look(time.Hour + time.Second)
+	a.run(2 * time.Hour)
+	is(t, suspect, workspace.NodeSuspect, 2, "timed out")
+	require.Nil(t, suspect.Loss)
+	is(t, lost, workspace.NodeLost, 2, "does not take its lease")
+	require.NotNil(t, lost.Loss)
+	require.Zero(t, lost.AwayAt, "the control plane was there")
+	is(t, back, workspace.NodeReady, 3, "")
+	require.Nil(t, back.Loss)
+}
+
 // An agent that announces itself while its offer runs out is offered again at once.
 func TestNodeThatAnnouncesItselfWhileTheOfferRunsOut(t *testing.T) {
 	a := newAgents(t, notTaken())

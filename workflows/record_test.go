@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -230,7 +231,11 @@ func (s *scene) registerOthers(registry activityRegistry) {
 }
 
 // leaseScript ends leases as the scenario says, each by its epoch: one that was superseded goes on until it hears of it.
-type leaseScript struct{ ends sync.Map }
+type leaseScript struct {
+	ends sync.Map
+	// frozen is the epoch of a lease that is given to an agent which does not go on: it says and does nothing.
+	frozen atomic.Uint64
+}
 
 func (l *leaseScript) of(epoch uint64) chan error {
 	end, _ := l.ends.LoadOrStore(epoch, make(chan error))
@@ -240,6 +245,10 @@ func (l *leaseScript) of(epoch uint64) chan error {
 var errReleased = errors.New("released")
 
 func (s *scene) holdLease(ctx context.Context, input workspace.LeaseInput) (workspace.LeaseResult, error) {
+	if s.lease.frozen.Load() == input.Epoch {
+		<-ctx.Done()
+		return workspace.LeaseResult{}, ctx.Err()
+	}
 	if err := s.client.SignalWorkflow(ctx, s.id, "", workspace.SignalLeaseTaken, workspace.LeaseTaken{Epoch: input.Epoch, Incarnation: input.Incarnation}); err != nil {
 		return workspace.LeaseResult{}, err
 	}

@@ -224,6 +224,17 @@ var scenarios = []scenario{
 		s.leaseIs(3, workspace.NodeReady)
 		require.Eventually(s.t, func() bool { return s.called(workspace.ActivityAnnounceNode) == 2 }, 30*time.Second, 20*time.Millisecond)
 	}},
+	{"node_frozen", "node/" + nodeOne, func(s *scene) {
+		s.lease.frozen.Store(2)
+		s.drainable()
+		s.lease.of(1) <- errors.New("the agent does not go on")
+		s.leaseIs(2, workspace.NodeLost)
+		s.reached(workspace.ActivityAnnounceNode)
+		require.NoError(s.t, s.ask(workspace.UpdateRegister, workspace.RegisterRequest{Info: workspace.NodeInfo{
+			Name: nodeOne, Incarnation: "first", Recipient: "age1" + nodeOne, Address: "127.0.0.1:1", Engine: "process", Version: "test",
+		}}))
+		s.leaseIs(3, workspace.NodeReady)
+	}},
 	{"node_drain", "node/" + nodeOne, func(s *scene) {
 		s.drainable()
 		s.order(workspace.OrderDrain)

@@ -156,6 +156,15 @@ func TestOmissionsOfAnOrdinaryUser(t *testing.T) {
 		require.Equal(t, "y", string(dumped(t, r, result.Snapshot, "open")))
 		require.False(t, hasEntry(t, r, result.Snapshot, "closed"))
 		require.True(t, hasEntry(t, r, result.Snapshot, "d"), "an unreadable directory is kept as an empty one")
+		closed, err := os.Stat(filepath.Join(dir, "d"))
+		require.NoError(t, err)
+		require.NoError(t, r.List(t.Context(), result.Snapshot, "", false, func(e Entry) error {
+			if e.Path == "d" {
+				require.True(t, closed.ModTime().Equal(e.ModTime), "it is what lstat says of it, not opened")
+				require.Zero(t, e.Mode)
+			}
+			return nil
+		}))
 		infos, err := r.Snapshots(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, int64(4), infos[0].Omissions)

@@ -41,7 +41,7 @@ func engine(ctx context.Context, arguments []string, cost snapshot.KDFParameters
 		return errors.New("engine: what, and on which repository?")
 	}
 	verb, path := arguments[0], arguments[len(arguments)-1]
-	if os.Getenv("GOGC") == "" { // as `holdfast snapshot` does
+	if os.Getenv("GOGC") == "" && verb != "resident" { // as `holdfast snapshot` does, and a node's worker does not
 		debug.SetGCPercent(snapshot.GCPercent)
 	}
 	stopProfiles, err := startProfiles(os.Getenv("HOLDFAST_BENCH_PROFILES"), verb)

@@ -254,11 +254,14 @@ func (c *cluster) same(states map[string]workspace.State, digests map[string]str
 	return nil
 }
 
-// writeFiles makes 20 files, 1 MB in all, that neither compress nor repeat.
+// filesEach is how many files a workspace has.
+const filesEach = 20
+
+// writeFiles makes a workspace's files, 1 MB in all, that neither compress nor repeat.
 func writeFiles(dir string, seed uint64) error {
 	random := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
 	content := make([]byte, 50<<10)
-	for i := range 20 {
+	for i := range filesEach {
 		_, _ = random.Read(content) // never fails
 		path := filepath.Join(dir, fmt.Sprintf("part-%d", i%4), fmt.Sprintf("file-%d", i))
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, content, 0o644)); err != nil {

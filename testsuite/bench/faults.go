@@ -67,6 +67,7 @@ func (b *bench) detect(ctx context.Context) (err error) {
 			if err := c.same(states, digests); err != nil {
 				return err
 			}
+			b.say("noticed after %.1f s, it ran elsewhere after %.1f s", lost.Seconds(), back.Seconds())
 			noticed, runs = append(noticed, lost), append(runs, back)
 		}
 		b.report("| %s | %d | %s | %s |", f.name, len(noticed), spread(noticed), spread(runs))

@@ -45,10 +45,9 @@ func (b *bench) loseMany(ctx context.Context) (result lost, err error) {
 	if err != nil {
 		return result, err
 	}
-	wrote := time.Now()
 	b.say("waiting until each has a snapshot of its content, within %s", b.every)
 	if _, err := c.until(ctx, names, "each is snapshotted", func(state workspace.State) bool {
-		return running(state) && state.Head != nil && state.Head.Time.After(wrote)
+		return running(state) && state.Head != nil && state.Head.Files == filesEach
 	}); err != nil {
 		return result, err
 	}

@@ -78,7 +78,7 @@ func FuzzIndex(f *testing.F) {
 		if err != nil {
 			return
 		}
-		x := newMemoryIndex()
+		x := newMemoryIndex(1 << 40)
 		for _, pack := range file.Packs {
 			if err := x.add(pack, blobID{1}); err != nil {
 				t.Fatal(err)

@@ -242,7 +242,7 @@ func TestDecompressionIsBounded(t *testing.T) {
 }
 
 func TestIndexFindsEveryPlace(t *testing.T) {
-	x := newMemoryIndex()
+	x := newMemoryIndex(1 << 20)
 	blob := func(id blobID, kind blobType, offset uint32) indexBlob {
 		return indexBlob{ID: id, Type: kind, Offset: offset, Length: 100}
 	}

@@ -127,7 +127,12 @@ type memoryIndex struct {
 	// first finds the newest entry whose id begins with these 8 bytes; entry.next chains the others. The map hashes
 	// its keys with a random seed, so that chosen ids cannot make it slow.
 	first map[uint64]uint32
+	// memory is what it may take, in bytes.
+	memory int64
 }
+
+// indexEntryMemory is what a blob takes at most in a memoryIndex, while its slice is being enlarged.
+const indexEntryMemory = 160
 
 // indexEntry is one blob in one pack. noEntry ends a chain.
 type indexEntry struct {
@@ -142,8 +147,8 @@ type indexEntry struct {
 
 const noEntry = math.MaxUint32
 
-func newMemoryIndex() *memoryIndex {
-	return &memoryIndex{byPack: map[blobID]uint32{}, first: map[uint64]uint32{}}
+func newMemoryIndex(memory int64) *memoryIndex {
+	return &memoryIndex{byPack: map[blobID]uint32{}, first: map[uint64]uint32{}, memory: memory}
 }
 
 func (x *memoryIndex) len() int { return len(x.entries) }
@@ -151,8 +156,13 @@ func (x *memoryIndex) len() int { return len(x.entries) }
 // add takes in one pack of an index file. A pack that is known already gains only blobs that it lacked: stock restic
 // may have written the same pack to two indexes. file is the index file in the store that names it, or zero.
 func (x *memoryIndex) add(pack indexPack, file blobID) error {
-	if len(x.entries)+len(pack.Blobs) > maxIndexEntries {
+	switch blobs := len(x.entries) + len(pack.Blobs); {
+	case blobs > maxIndexEntries:
 		return fmt.Errorf("the index has more than %d blobs: %w", maxIndexEntries, ErrLimitExceeded)
+	case int64(blobs) > x.memory/indexEntryMemory:
+		return fmt.Errorf("the index has more than %d blobs, and would take more than the %d MiB that it may have here "+
+			"(Options.IndexMemory, by default a quarter of this machine's memory): use a machine with more memory, or forget and prune snapshots on one: %w",
+			x.memory/indexEntryMemory, x.memory>>20, ErrLimitExceeded)
 	}
 	number, known := x.byPack[pack.ID]
 	if !known {

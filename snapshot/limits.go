@@ -27,7 +27,7 @@ const (
 	maxConfigSize  = 64 << 10
 	// maxKeys bounds how many keys are tried with a password, each of which may cost a second. restic tries as many.
 	maxKeys = 20
-	// maxIndexEntries bounds the index in memory, to about 3.5 GB.
+	// maxIndexEntries bounds the index in memory, to about 3.5 GB, on machines that have that (Options.IndexMemory).
 	maxIndexEntries = 48 << 20
 	// maxSnapshots bounds how many snapshot files are read to answer one question.
 	maxSnapshots = 1 << 20

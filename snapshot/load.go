@@ -89,7 +89,7 @@ func (r *Repository) refreshIndexLocked(ctx context.Context) error {
 	}
 	r.mu.RUnlock()
 	if anew {
-		index, known = newMemoryIndex(), map[blobID]storedFile{}
+		index, known = newMemoryIndex(r.options.IndexMemory), map[blobID]storedFile{}
 	}
 
 	var fresh []blobID

@@ -39,7 +39,7 @@ func (r *Repository) beginMaintenance(ctx context.Context, dryRun bool, lockWait
 	}
 	m := &maintenance{indexes: map[blobID]bool{}, r: &Repository{
 		store: r.store, options: r.options, log: r.log, config: r.config, keyName: r.keyName, box: r.box, codec: r.codec,
-		chunkerKey: r.chunkerKey, index: newMemoryIndex(), indexFiles: map[blobID]storedFile{}, indexDamaged: map[blobID]error{},
+		chunkerKey: r.chunkerKey, index: newMemoryIndex(r.options.IndexMemory), indexFiles: map[blobID]storedFile{}, indexDamaged: map[blobID]error{},
 		files: map[string]storedFile{}, parsed: map[blobID]*storedSnapshot{},
 	}}
 	if err := m.everywhere(); err != nil {
@@ -136,7 +136,7 @@ func (m *maintenance) readEverywhere(ctx context.Context, key string, size int64
 // writeIndexes stores index files that name exactly these packs, everywhere, and takes what they say from what is read
 // of them again.
 func (m *maintenance) writeIndexes(ctx context.Context, packs []indexPack) error {
-	m.written = newMemoryIndex()
+	m.written = newMemoryIndex(m.r.options.IndexMemory)
 	slices.SortFunc(packs, func(a, b indexPack) int { return a.ID.compare(b.ID) })
 	for len(packs) > 0 {
 		n, blobs := 0, 0

@@ -100,6 +100,9 @@ func (o *Options) applyDefaults() error {
 	if o.IndexEvery <= 0 {
 		o.IndexEvery = 16
 	}
+	if o.IndexMemory <= 0 {
+		o.IndexMemory = max(availableMemory("/proc", "/sys/fs/cgroup")/4, leastIndexMemory)
+	}
 	return nil
 }
 
@@ -151,7 +154,7 @@ func openStore(ctx context.Context, s store, password []byte, options Options) (
 		return nil, fmt.Errorf("opening the repository: %w", ErrNoRepository)
 	}
 	r := &Repository{
-		store: s, options: options, log: options.Logger, index: newMemoryIndex(), indexFiles: map[blobID]storedFile{},
+		store: s, options: options, log: options.Logger, index: newMemoryIndex(options.IndexMemory), indexFiles: map[blobID]storedFile{},
 		indexDamaged: map[blobID]error{}, files: map[string]storedFile{}, parsed: map[blobID]*storedSnapshot{},
 	}
 	opened, err := openKeys(ctx, s, password, func(box *envelope) error { return r.readConfig(ctx, configs, box) })

@@ -67,7 +67,7 @@ func (v *inventory) rereadDamagedIndexes(ctx context.Context) error {
 		})
 	}
 	if damaged {
-		v.r.index, v.r.indexFiles = newMemoryIndex(), map[blobID]storedFile{}
+		v.r.index, v.r.indexFiles = newMemoryIndex(v.r.options.IndexMemory), map[blobID]storedFile{}
 	}
 	v.r.mu.Unlock()
 	if !damaged {

@@ -42,6 +42,10 @@ type Options struct {
 	// KDF overrides the cost of key derivation when a repository is created; tests use a cheap one. Default: scrypt
 	// with N=32768, r=8, p=5, as restic calibrates on common machines.
 	KDF KDFParameters
+	// IndexMemory is how many bytes of memory the index of the repository may take, at about 160 for each blob; a repository
+	// with more is ErrLimitExceeded. Who holds the key of a repository could otherwise make any machine run out of memory.
+	// Default: a quarter of what the machine, its control groups and GOMEMLIMIT allow, and at least 64 MiB.
+	IndexMemory int64
 	// Metrics, when set, counts what the repository does; any number of repositories share one.
 	Metrics *Metrics
 }

@@ -66,6 +66,10 @@ func TestRepairReadsEveryCopy(t *testing.T) {
 		for i, p := range []storage.Provider{first, second} {
 			damaged := spoil(t, p, key)
 			r := newTestRepository(t, storage.PolicyAll, first, second)
+			found, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+			require.NoError(t, err)
+			require.Len(t, found.Damage, 1)
+			require.Equal(t, kind != "config", found.Damage[0].Stores[0].Hidden, "what only a repair that reads finds")
 			if kind != "config" { // which is read in any case
 				report, err := r.Repair(t.Context(), RepairOptions{})
 				require.NoError(t, err)

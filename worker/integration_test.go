@@ -191,13 +191,16 @@ func (s *stack) endInstances() {
 }
 
 // agent runs the node's agent in this process.
-func (s *stack) agent() (lease *activities.Lease, stop func()) {
+func (s *stack) agent(adjust ...func(*NodeConfig)) (lease *activities.Lease, stop func()) {
 	s.t.Helper()
 	config, err := s.place.node(s.logger)
 	require.NoError(s.t, err)
 	ready, leases := make(chan struct{}), make(chan *activities.Lease, 1)
 	config.Ready = func() { close(ready) }
 	config.leased = func(l *activities.Lease) { leases <- l }
+	for _, change := range adjust {
+		change(&config)
+	}
 	config.MetricsAddress, config.scraped = "127.0.0.1:0", func(address string) { s.agentMetrics = address }
 	stop = s.background("agent", func(ctx context.Context) error { return RunNode(ctx, config) })
 	select {

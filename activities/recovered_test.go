@@ -238,6 +238,10 @@ func TestWhatARecoveredSnapshotLetsGo(t *testing.T) {
 				spoil(&other)
 				typed(t, letsGo(&other, test.named, input), workspace.ErrorNotStored)
 			}
+			// Two that say nothing of their content are not of the same content.
+			silent, unsaid := info, input
+			silent.StatDigest, unsaid.StatDigest = "", ""
+			typed(t, letsGo(&silent, test.named, unsaid), workspace.ErrorNotStored)
 		})
 	}
 }

@@ -3,6 +3,7 @@ package activities
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,9 +20,9 @@ const (
 	// instance: what is over has its turn in the next.
 	lookAtOnce = 4
 	lookMost   = 40
-	// lookFailures is how many questions a store may leave unanswered before it is asked nothing more in this look: with one
-	// that is silent, each costs all the time there is.
-	lookFailures = lookAtOnce
+	// lookFailures is how many errors a store may answer with before it is asked nothing more in a look. One that is silent is
+	// asked nothing more at once: each question costs all the time there is.
+	lookFailures = 4
 )
 
 // look is what a node without a lease does: it asks every store for newer records of what runs here, and Temporal whether it
@@ -77,12 +78,13 @@ func (g *Guard) askEverybody(ctx context.Context, began moment, look uint64, ins
 
 // askStore looks for markers on one store. What it sees is acted on at once, under the context all.
 func (g *Guard) askStore(all, ctx context.Context, store storage.Provider, began moment, look uint64, instances []*guarded) {
-	failures := make(chan struct{}, lookFailures)
+	var patience atomic.Int64
+	patience.Store(lookFailures)
 	var group errgroup.Group
 	group.SetLimit(lookAtOnce)
 	for _, instance := range instances {
 		group.Go(func() error {
-			if len(failures) == cap(failures) || ctx.Err() != nil {
+			if patience.Load() <= 0 || ctx.Err() != nil {
 				return nil
 			}
 			ctx, cancel := context.WithTimeout(ctx, answerSoon)
@@ -93,9 +95,8 @@ func (g *Guard) askStore(all, ctx context.Context, store storage.Provider, began
 				g.answered(began)
 			} else {
 				g.Logger.Debug("looking for a newer instance", "instance", instance.name, "store", store.URL(), "error", err)
-				select {
-				case failures <- struct{}{}:
-				default:
+				if patience.Add(-1); ctx.Err() != nil {
+					patience.Store(0)
 				}
 			}
 			g.mutex.Lock()

@@ -447,7 +447,7 @@ func TestGuardAsksWithMeasure(t *testing.T) {
 		before := [2]int{w.stores[0].Calls(faulty.List), w.stores[1].Calls(faulty.List)}
 		w.pass(time.Minute)
 		require.LessOrEqual(t, w.stores[0].Calls(faulty.List)-before[0], 60/2*lookMost)
-		require.LessOrEqual(t, w.stores[1].Calls(faulty.List)-before[1], (60/5+1)*lookAtOnce, "one that is silent is left alone for the rest of a look")
+		require.LessOrEqual(t, w.stores[1].Calls(faulty.List)-before[1], (60/4+1)*lookAtOnce, "one that is silent is left alone for the rest of a look")
 		w.pass(guardPatience)
 		before[0] = w.stores[0].Calls(faulty.List)
 		w.pass(time.Minute)

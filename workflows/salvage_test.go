@@ -306,3 +306,29 @@ func TestSalvageWaitsForItsTurn(t *testing.T) {
 	}
 	require.Equal(t, 1, salvages, "what only waited is not told")
 }
+
+// invariant 2: that a store was brought up to date is not believed: while the look after it finds something owed, nothing goes.
+func TestRecoveredContentStaysWhenTheRepairWasNotEnough(t *testing.T) {
+	w := writing(t)
+	w.setting(2*time.Hour-time.Minute, func() { w.owed = []string{"file:///b"} })
+	w.after = func(activity string, attempt int) error {
+		if activity == workspace.ActivityRepair && attempt == 1 {
+			w.owed = []string{"file:///b"}
+		}
+		return nil
+	}
+	after := w.look(3 * time.Hour)
+	w.run(4 * time.Hour)
+	w.requireGone(after)
+	require.Equal(t, 2, w.attempts[workspace.ActivityRepair])
+	last := func(name string) int {
+		for i := len(w.calls) - 1; i >= 0; i-- {
+			if w.calls[i] == name {
+				return i
+			}
+		}
+		return -1
+	}
+	require.Equal(t, 1, w.attempts[workspace.ActivityRemoveInstance])
+	require.Greater(t, last(workspace.ActivityRemoveInstance), last(workspace.ActivityRepair))
+}

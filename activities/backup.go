@@ -62,7 +62,7 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 		}
 		defer repository.Close()
 		if input.Kind == string(snapshot.Recovered) {
-			if found, err := n.savedBefore(ctx, repository, target, content); err != nil || found != nil {
+			if found, err := n.savedBefore(ctx, repository, target, content, progress); err != nil || found != nil {
 				if found != nil {
 					result = *found
 				}

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -151,7 +153,7 @@ func (g *Guard) list(ctx context.Context) ([]*guarded, error) {
 		here := map[string]*guarded{}
 		for _, instance := range instances {
 			name, ours := instanceName(instance)
-			if !ours || instance.Status != engine.StatusRunning && instance.Status != engine.StatusPaused {
+			if !ours || !g.here(instance) || instance.Status != engine.StatusRunning && instance.Status != engine.StatusPaused {
 				continue
 			}
 			known := g.known[name]
@@ -177,6 +179,20 @@ func (g *Guard) list(ctx context.Context) ([]*guarded, error) {
 	}
 	g.Metrics.show(paused)
 	return all, err
+}
+
+// here says whether an instance's directory is on this node. A container engine may be that of several nodes, and of another
+// deployment with a node of the same name: what it runs for those is theirs to pause.
+func (g *Guard) here(instance engine.Instance) bool {
+	if g.Volumes == nil {
+		return true
+	}
+	token, err := strconv.ParseUint(instance.Labels[engine.LabelToken], 10, 64)
+	if err != nil {
+		return false
+	}
+	_, err = os.Lstat(g.Volumes.dir(instance.Labels[engine.LabelWorkspace], token))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // title is the name of an instance's workspace, empty when the node does not know it.

@@ -22,6 +22,7 @@ import (
 
 // watch is a node's guard in a bubble with a clock of its own, two stores, and a Temporal that is there or away.
 type watch struct {
+	volumes *Volumes // nil: the guard takes all for this node's
 	t       *testing.T
 	guard   *Guard
 	lease   *Lease
@@ -74,7 +75,7 @@ func (w *watch) clock() moment {
 func (w *watch) start(memory string) {
 	w.lease = &Lease{clock: w.clock}
 	w.guard = &Guard{
-		Node: "node-1", Engine: w.engine, Catalog: w.catalog, Lease: w.lease, Memory: memory, Metrics: NewGuardMetrics(),
+		Node: "node-1", Engine: w.engine, Catalog: w.catalog, Lease: w.lease, Memory: memory, Metrics: NewGuardMetrics(), Volumes: w.volumes,
 		Temporal: func(context.Context) error {
 			if w.gone.Load() {
 				return errors.New("no route to host")

@@ -3,6 +3,7 @@ package activities
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -177,6 +178,23 @@ func TestGuardLooksAtTheLeaseLast(t *testing.T) {
 	require.Equal(t, engine.StatusRunning, w.status(name))
 	require.NoError(t, g.ask(t.Context(), name, true, causeReplaced))
 	require.Equal(t, engine.StatusPaused, w.status(name))
+}
+
+// A container engine may run what is another deployment's, whose node has the same name: that is not this guard's to pause.
+func TestGuardLeavesWhatIsNotOnItsDisk(t *testing.T) {
+	volumes, err := OpenVolumes(t.TempDir())
+	require.NoError(t, err)
+	require.NoError(t, os.MkdirAll(volumes.dir(id, 1), 0o700))
+	guarding(t, func(w *watch) {
+		w.volumes = volumes
+		w.restart(time.Second)
+		w.take()
+		here, elsewhere := w.runs(id, 1), w.runs(otherID, 1)
+		w.alone()
+		w.pass(DefaultPauseAfter + lookWithin + guardEvery)
+		w.is(here, engine.StatusPaused, "nothing is reached")
+		w.is(elsewhere, engine.StatusRunning, "it is not this node's")
+	})
 }
 
 // Pauses survive the agent. The next one goes on by the same rules, and counts from what the one before had reached.

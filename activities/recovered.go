@@ -19,7 +19,7 @@ import (
 // savedBefore is the recovered snapshot that exactly this content has already, as a Backup would tell of it; nil when there is
 // none, or the stores that the policy requires do not hold it whole. An agent that is killed after it has stored one, and
 // before it could say so, does not make another each time (invariant 8).
-func (n *Node) savedBefore(ctx context.Context, repository *snapshot.Repository, target workspace.Target, content string) (*workspace.BackupResult, error) {
+func (n *Node) savedBefore(ctx context.Context, repository *snapshot.Repository, target workspace.Target, content string, progress *meter) (*workspace.BackupResult, error) {
 	infos, err := repository.Snapshots(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("looking for a recovered snapshot: %w", err)
@@ -45,7 +45,13 @@ func (n *Node) savedBefore(ctx context.Context, repository *snapshot.Repository,
 		}
 		verified, err := n.verify(ctx, target, infos[i].ID)
 		if errors.Is(err, snapshot.ErrNotStoredWhole) && ctx.Err() == nil {
-			continue // another one is made, which stores what is missing
+			// Its storing was cut: what one store has of it is given to the others.
+			if _, err = n.repairRepository(ctx, target.WorkspaceID, progress); err == nil {
+				verified, err = n.verify(ctx, target, infos[i].ID)
+			}
+			if err != nil && ctx.Err() == nil {
+				continue // another one is made, which stores what is missing
+			}
 		}
 		if err != nil {
 			return nil, err

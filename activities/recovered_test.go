@@ -313,6 +313,16 @@ func TestRecoveredContentIsSavedOnce(t *testing.T) {
 	require.Equal(t, int64(3), again.Backup.Files)
 	require.Len(t, r.recoveredOnes(), 1)
 
+	// Whoever stored it was killed before the second store had its name, and the policy is that both have it.
+	r.node.Catalog = catalog.New(r.catalog.Providers(), storage.PolicyAll)
+	name := workspace.RepositoryPrefix(id) + "/snapshots/" + input.Snapshot
+	require.NoError(t, r.inner[1].Delete(t.Context(), name))
+	require.Equal(t, input.Snapshot, save().Backup.Snapshot)
+	_, err := r.inner[1].Stat(t.Context(), name)
+	require.NoError(t, err)
+	require.Len(t, r.recoveredOnes(), 1)
+	r.node.Catalog = r.catalog
+
 	r.write(1, "later", "x")
 	other := save()
 	require.NotEqual(t, input.Snapshot, other.Backup.Snapshot)
@@ -326,7 +336,7 @@ func TestRecoveredContentIsSavedOnce(t *testing.T) {
 	}
 	mended := save()
 	require.NotEqual(t, other.Backup.Snapshot, mended.Backup.Snapshot)
-	_, err := run(r, r.node.Verify, workspace.VerifyInput{Target: input.Target, Snapshot: mended.Backup.Snapshot})
+	_, err = run(r, r.node.Verify, workspace.VerifyInput{Target: input.Target, Snapshot: mended.Backup.Snapshot})
 	require.NoError(t, err)
 }
 

@@ -138,7 +138,37 @@ func TestRecords(t *testing.T) {
 	require.Error(t, e.Remove(t.Context(), again))
 	require.FileExists(t, strange)
 	require.NoError(t, os.Remove(strange))
+	foreign := filepath.Join(e.options.Root, "bad", "strange") // after the description, in the order of names
+	require.NoError(t, os.Mkdir(foreign, 0o700))
+	require.ErrorContains(t, e.Remove(t.Context(), again), "strange")
+	_, err = e.Inspect(t.Context(), again)
+	require.NoError(t, err, "it is found as long as something of it is there")
+	require.NoError(t, os.Remove(foreign))
 	require.NoError(t, e.Remove(t.Context(), again))
+}
+
+// Who is killed while it writes or removes leaves things that no later Remove knows by name, or an empty directory that no
+// instance belongs to: none of it stays.
+func TestRemainsOfWhoWasKilled(t *testing.T) {
+	e := newTestEngine(t, Options{})
+	id, err := e.Create(t.Context(), engine.Spec{Name: "cut", ContentDir: t.TempDir()})
+	require.NoError(t, err)
+	dir := filepath.Join(e.options.Root, "cut")
+	require.NoError(t, os.WriteFile(filepath.Join(dir, ".exit.json123"), []byte("half"), 0o600))
+	require.NoError(t, e.Remove(t.Context(), id))
+	require.NoDirExists(t, dir)
+
+	kept, err := e.Create(t.Context(), engine.Spec{Name: "kept", ContentDir: t.TempDir()})
+	require.NoError(t, err)
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	making := filepath.Join(e.options.Root, ".new-1")
+	require.NoError(t, os.Mkdir(making, 0o700))
+	opened, err := New(e.options)
+	require.NoError(t, err)
+	require.NoDirExists(t, dir)
+	require.DirExists(t, making, "somebody makes an instance")
+	_, err = opened.Inspect(t.Context(), kept)
+	require.NoError(t, err)
 }
 
 func TestOutputIsBounded(t *testing.T) {

@@ -363,7 +363,7 @@ func (e *Engine) changePause(ctx context.Context, id string, change func(*instan
 	return change(found)
 }
 
-// Remove deletes the instance's own files, one by one and by name, so that it can never delete content.
+// Remove deletes the instance's own files, one by one, so that it can never delete content.
 func (e *Engine) Remove(ctx context.Context, id string) error {
 	dir, err := e.dirOf(id)
 	if errors.Is(err, engine.ErrNotFound) {
@@ -396,12 +396,51 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	return removeInstanceDir(dir)
 }
 
+// removeInstanceDir removes what an instance's directory holds, its description last: until then it is found again by who has
+// to remove it. Whatever lies in the directory itself is the engine's, also what a process left that was killed while it wrote;
+// content never does. A directory in it that is not the engine's is left, and is an error.
 func removeInstanceDir(dir string) error {
-	if err := removeFiles(dir, instanceFiles...); err != nil {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("removing the instance's directory: %w", err)
+	}
+	for _, entry := range entries {
+		if name := entry.Name(); name == specFile {
+			continue
+		} else if entry.IsDir() && name != rootMount {
+			return fmt.Errorf("removing the instance's directory: the directory %s in it is not the engine's", name)
+		}
+		// Not RemoveAll: a root that is not empty is still mounted.
+		if err := removeFiles(dir, entry.Name()); err != nil {
+			return err
+		}
+	}
+	if err := removeFiles(dir, specFile); err != nil {
 		return err
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the instance's directory: %w", err)
+	}
+	return nil
+}
+
+// removeRemains removes what a Remove that was killed at its end has left: directories that are empty. One of an instance
+// never is, from the moment in which it has its name; before that its name begins with a dot.
+func removeRemains(root string) error {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return fmt.Errorf("looking for the remains of instances: %w", err)
+	}
+	for _, entry := range entries {
+		if !entry.IsDir() || strings.HasPrefix(entry.Name(), ".") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(root, entry.Name())); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing the remains of an instance: %w", err)
+		}
 	}
 	return nil
 }

@@ -98,6 +98,9 @@ func New(options Options) (*Engine, error) {
 		return nil, fmt.Errorf("resolving the engine's root: %w", err)
 	}
 	options.Root = root
+	if err := removeRemains(root); err != nil {
+		return nil, err
+	}
 	return &Engine{options: options}, nil
 }
 

@@ -19,7 +19,7 @@ import (
 	"holdfast/engine"
 )
 
-// The files of one instance in <root>/<name>. Nothing else may be there: Remove deletes exactly these.
+// The files of one instance in <root>/<name>.
 const (
 	specFile       = "spec.json"       // record, mode 0600: it holds the environment
 	runFile        = "run.json"        // run, written by the supervisor before anything of the instance runs
@@ -34,11 +34,6 @@ const (
 	diagnosticFile = "supervisor.log" // what the supervisor has to say, e.g. a panic
 	rootMount      = "rootfs"         // mount point of the private root; empty outside the instance's namespace
 )
-
-var instanceFiles = []string{
-	runFile, exitFile, pausedFile, lockFile, supervisorLock, controlSocket, outputFile, oldOutputFile, nextOutputFile, diagnosticFile,
-	rootMount, specFile,
-}
 
 // record is what Create keeps.
 type record struct {

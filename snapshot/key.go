@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/crypto/scrypt"
 )
 
 // keyFile is a file of keys/: the master key, sealed with a key that scrypt derives from a password. It is the only
@@ -67,7 +69,7 @@ func deriveKey(password, salt []byte, cost KDFParameters) (masterKey, error) {
 	if err := cost.validate(); err != nil {
 		return masterKey{}, err
 	}
-	derived, err := scryptKey(password, salt, cost.N, cost.R, cost.P, 64)
+	derived, err := scrypt.Key(password, salt, cost.N, cost.R, cost.P, 64)
 	if err != nil {
 		return masterKey{}, fmt.Errorf("deriving a key from the password: %w", err)
 	}

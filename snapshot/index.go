@@ -34,14 +34,16 @@ func (b indexBlob) location(pack blobID) blobLocation {
 }
 
 // decodeIndex reads and checks an index file's JSON.
-func decodeIndex(plain []byte) (indexFile, error) {
-	if err := indexCost().check(plain); err != nil {
+func decodeIndex(plain []byte) (indexFile, error) { return decodeIndexWithin(indexCost(), plain) }
+
+func decodeIndexWithin(cost jsonCost, plain []byte) (indexFile, error) {
+	if err := cost.check(plain); err != nil {
 		return indexFile{}, err
 	}
 	file, ok := indexOf(plain)
 	if !ok {
 		file = indexFile{}
-		if err := decodeJSON(plain, indexCost(), &file); err != nil {
+		if err := decodeJSON(plain, cost, &file); err != nil {
 			return file, err
 		}
 	}

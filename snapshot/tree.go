@@ -24,18 +24,20 @@ func jsonTime(t time.Time) time.Time {
 }
 
 // decodeTree reads a tree and refuses whatever a well-behaved writer would not have written.
-func decodeTree(plain []byte) ([]node, error) {
+func decodeTree(plain []byte) ([]node, error) { return decodeTreeWithin(treeCost(), plain) }
+
+func decodeTreeWithin(cost jsonCost, plain []byte) ([]node, error) {
 	if len(plain) > maxTreeSize {
 		return nil, fmt.Errorf("decoding a tree of %d bytes: %w", len(plain), ErrLimitExceeded)
 	}
-	if err := treeCost().check(plain); err != nil {
+	if err := cost.check(plain); err != nil {
 		return nil, err
 	}
 	// The names in it are quoted until normalise.
 	nodes, ok := treeOf(plain)
 	if !ok {
 		var err error
-		if nodes, err = unusualTree(plain); err != nil {
+		if nodes, err = unusualTree(cost, plain); err != nil {
 			return nil, err
 		}
 	}
@@ -51,11 +53,11 @@ func decodeTree(plain []byte) ([]node, error) {
 }
 
 // unusualTree reads the nodes of a tree of any form.
-func unusualTree(plain []byte) ([]node, error) {
+func unusualTree(cost jsonCost, plain []byte) ([]node, error) {
 	var wire struct {
 		Nodes *[]node `json:"nodes"`
 	}
-	if err := decodeJSON(plain, treeCost(), &wire); err != nil {
+	if err := decodeJSON(plain, cost, &wire); err != nil {
 		return nil, err
 	}
 	if wire.Nodes == nil {

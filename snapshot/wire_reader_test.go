@@ -45,6 +45,7 @@ func TestUsualFormIsReadByHand(t *testing.T) {
 	tree[3].ExtendedAttributes = []extendedAttribute{{"security.selinux", []byte("system_u:object_r\x00")}, {"user.empty", []byte{}}}
 	tree[4].Inode, tree[4].DeviceID, tree[4].Links = math.MaxUint64, 1, 2
 	tree[5].Content = []blobID{}
+	tree[7].AccessTime = tree[7].ModTime.Add(time.Second)
 	tree[6].AccessTime = tree[6].AccessTime.Add(time.Second).In(time.FixedZone("", 3600))
 	tree = append(tree, node{Name: "link", Type: "symlink", LinkTarget: "../<&> target"}, node{Name: "nul", Type: "chardev", Device: 259})
 	encoded, err := encodeTree(tree)
@@ -68,6 +69,32 @@ func TestUsualFormIsReadByHand(t *testing.T) {
 			require.True(t, ok)
 			require.Equal(t, file, read)
 		}
+	}
+}
+
+// TestUsualFormHasItsBudget: a document of the usual form costs no more than one of any other may.
+func TestUsualFormHasItsBudget(t *testing.T) {
+	tree, err := encodeTree(wireNodes(20))
+	require.NoError(t, err)
+	index, err := encodeJSON(wireIndex(1, 20))
+	require.NoError(t, err)
+	for _, enough := range []bool{true, false} {
+		small := func(cost jsonCost, data []byte) jsonCost {
+			cost.budget = cost.count(data)
+			if !enough {
+				cost.budget--
+			}
+			return cost
+		}
+		_, treeErr := decodeTreeWithin(small(treeCost(), tree), tree)
+		_, indexErr := decodeIndexWithin(small(indexCost(), index), index)
+		if enough {
+			require.NoError(t, treeErr)
+			require.NoError(t, indexErr)
+			continue
+		}
+		require.ErrorIs(t, treeErr, ErrLimitExceeded)
+		require.ErrorIs(t, indexErr, ErrLimitExceeded)
 	}
 }
 

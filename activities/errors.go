@@ -35,6 +35,7 @@ var kinds = []struct {
 	{keys.ErrWrongPurpose, workspace.ErrorWrongKey},
 	{keys.ErrDamaged, workspace.ErrorDamaged},
 	{snapshot.ErrWrongPassword, workspace.ErrorWrongKey},
+	{snapshot.ErrLittleMemory, workspace.ErrorNodeFull}, // another node may have more
 	{snapshot.ErrDamaged, workspace.ErrorDamaged},
 	{snapshot.ErrLimitExceeded, workspace.ErrorDamaged},
 	{snapshot.ErrUnsafePath, workspace.ErrorDamaged},

@@ -40,6 +40,7 @@ func TestClassification(t *testing.T) {
 		snapshot.ErrSourceMissing:      workspace.ErrorContentMissing,
 		snapshot.ErrTargetExists:       workspace.ErrorConflict,
 		snapshot.ErrLimitExceeded:      workspace.ErrorDamaged,
+		snapshot.ErrLittleMemory:       workspace.ErrorNodeFull,
 		snapshot.ErrUnsafePath:         workspace.ErrorDamaged,
 		snapshot.ErrLocalSpace:         workspace.ErrorDiskFull,
 		snapshot.ErrNotStoredWhole:     workspace.ErrorNotStored,

@@ -164,7 +164,7 @@ func (x *memoryIndex) add(pack indexPack, file blobID) error {
 	case int64(blobs) > x.memory/indexEntryMemory:
 		return fmt.Errorf("the index has more than %d blobs, and would take more than the %d MiB that it may have here "+
 			"(Options.IndexMemory, by default a quarter of this machine's memory): use a machine with more memory, or forget and prune snapshots on one: %w",
-			x.memory/indexEntryMemory, x.memory>>20, ErrLimitExceeded)
+			x.memory/indexEntryMemory, x.memory>>20, ErrLittleMemory)
 	}
 	number, known := x.byPack[pack.ID]
 	if !known {

@@ -60,7 +60,7 @@ func TestIndexTakesWhatItIsGiven(t *testing.T) {
 	n := uint64(0)
 	for ; ; n++ {
 		if err := x.add(pack(n, 1000), blobID{1}); err != nil {
-			require.ErrorIs(t, err, ErrLimitExceeded)
+			require.ErrorIs(t, err, ErrLittleMemory)
 			require.ErrorContains(t, err, "48 MiB")
 			require.ErrorContains(t, err, "IndexMemory")
 			break
@@ -85,7 +85,7 @@ func TestIndexMemory(t *testing.T) {
 	small := testOptions()
 	small.IndexMemory = 2 * indexEntryMemory
 	_, err = Open(t.Context(), newTestMirror(t, storage.PolicyAll, memory), testPassword, small)
-	require.ErrorIs(t, err, ErrLimitExceeded)
+	require.ErrorIs(t, err, ErrLittleMemory)
 	require.ErrorContains(t, err, "use a machine with more memory")
 	small.IndexMemory = int64(r.index.len()) * indexEntryMemory
 	again, err := Open(t.Context(), newTestMirror(t, storage.PolicyAll, memory), testPassword, small)

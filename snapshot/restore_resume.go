@@ -22,7 +22,7 @@ func goesOn(ctx context.Context, err error) bool {
 		return true
 	}
 	return !slices.ContainsFunc([]error{
-		ErrDamaged, ErrNoSnapshot, ErrNoPath, ErrUnsafePath, ErrLimitExceeded, ErrLocalSpace, errNotAsWritten,
+		ErrDamaged, ErrNoSnapshot, ErrNoPath, ErrUnsafePath, ErrLimitExceeded, ErrLittleMemory, ErrLocalSpace, errNotAsWritten,
 		storage.ErrNotFound, storage.ErrBucketNotFound, storage.ErrInvalid,
 	}, func(permanent error) bool { return errors.Is(err, permanent) })
 }

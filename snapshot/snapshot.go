@@ -43,7 +43,7 @@ type Options struct {
 	// with N=32768, r=8, p=5, as restic calibrates on common machines.
 	KDF KDFParameters
 	// IndexMemory is how many bytes of memory the index of the repository may take, at about 160 for each blob; a repository
-	// with more is ErrLimitExceeded. Who holds the key of a repository could otherwise make any machine run out of memory.
+	// with more is ErrLittleMemory. Who holds the key of a repository could otherwise make any machine run out of memory.
 	// Default: a quarter of what the machine, its control groups and GOMEMLIMIT allow, and at least 64 MiB.
 	IndexMemory int64
 	// Metrics, when set, counts what the repository does; any number of repositories share one.
@@ -207,6 +207,7 @@ var (
 	ErrSourceMissing  = errors.New("the directory to back up cannot be read")
 	ErrTargetExists   = errors.New("the target already exists")
 	ErrLimitExceeded  = errors.New("the repository asks for more than the limits allow") // hostile or corrupt
+	ErrLittleMemory   = errors.New("this machine has too little memory for the repository")
 	ErrUnsafePath     = errors.New("the snapshot holds a name that would leave the target")
 	ErrLocalSpace     = errors.New("no space left on this machine's disk")
 	ErrNotStoredWhole = errors.New("the provider does not hold everything that the snapshot references")

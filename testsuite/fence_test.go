@@ -2,14 +2,11 @@ package testsuite_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,96 +17,36 @@ import (
 	"holdfast/engine"
 	"holdfast/engine/detect"
 	"holdfast/engine/process"
+	"holdfast/testsuite/link"
 	"holdfast/workspace"
 )
 
-// link is one agent's path to Temporal, which a test can cut: connections end, and new ones are taken and say nothing, as
-// when a firewall drops what is sent.
-type link struct {
-	listener net.Listener
-	mutex    sync.Mutex
-	target   string
-	cut      bool
-	open     map[net.Conn]bool
-	passing  sync.WaitGroup
-}
+// temporalPath is one agent's path to Temporal, which a test can cut once the stack runs.
+type temporalPath struct{ *link.Link }
 
-func newLink(t *testing.T) *link {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	l := &link{listener: listener, open: map[net.Conn]bool{}}
-	l.passing.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			l.passing.Go(func() { l.pass(conn) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = listener.Close()
-		l.set(true)
-		l.passing.Wait()
-	})
-	return l
-}
-
-func (l *link) pass(conn net.Conn) {
-	l.mutex.Lock()
-	cut, target := l.cut, l.target
-	l.open[conn] = true
-	l.mutex.Unlock()
-	defer l.end(conn)
-	if cut {
-		_, _ = io.Copy(io.Discard, conn)
-		return
-	}
-	onward, err := net.Dial("tcp", target)
-	if err != nil {
-		return
-	}
-	defer onward.Close()
-	var there sync.WaitGroup
-	there.Go(func() {
-		_, _ = io.Copy(onward, conn)
-		_ = onward.Close()
-	})
-	_, _ = io.Copy(conn, onward)
-	l.end(conn)
-	there.Wait()
-}
-
-func (l *link) end(conn net.Conn) {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	delete(l.open, conn)
-	_ = conn.Close()
-}
-
-// set cuts the link, or mends it. What was open ends either way.
-func (l *link) set(cut bool) {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	l.cut = cut
-	for conn := range l.open {
-		_ = conn.Close()
-	}
-}
-
-// through has one node's agent reach Temporal through the link.
-func (l *link) through(node string) func(*devstack.StackOptions) {
+// through has one node's agent reach Temporal through the path.
+func (p *temporalPath) through(t *testing.T, node string) func(*devstack.StackOptions) {
 	return func(options *devstack.StackOptions) {
 		plain := options.Roles.Node
 		options.Roles.Node = func(file devstack.StackFile, name, dir string) devstack.Command {
 			command := plain(file, name, dir)
-			if name == node {
-				l.mutex.Lock()
-				l.target = file.TemporalAddress
-				l.mutex.Unlock()
-				command.Env = append(command.Env, "TEMPORAL_ADDRESS="+l.listener.Addr().String())
+			if name != node {
+				return command
 			}
+			if p.Link == nil { // a link outlives its agent
+				made, err := link.New(file.TemporalAddress)
+				if err != nil {
+					t.Error(err)
+					return command
+				}
+				p.Link = made
+				t.Cleanup(func() {
+					if err := made.Close(); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			command.Env = append(command.Env, "TEMPORAL_ADDRESS="+p.Address())
 			return command
 		}
 	}
@@ -174,8 +111,8 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 	for _, kind := range []string{"process", detect.Docker} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			path := newLink(t)
-			s := newStack(t, "any", kind, path.through("node-1"))
+			var path temporalPath
+			s := newStack(t, "any", kind, path.through(t, "node-1"))
 			for _, name := range []string{"web", "bare"} {
 				must(t, s, 0, nil, "start", name, "--node", "node-1")
 				if kind == detect.Docker {
@@ -190,7 +127,7 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 			count, bareCount := counts(t, s, "web", content), counts(t, s, "bare", bareContent)
 			must(t, s, 0, nil, "backup", "web") // bare never was, so that it waits for its node (A10)
 
-			path.set(true)
+			path.Cut()
 			cut := time.Now()
 			waitFor(t, "another instance is recorded", patience, func() bool {
 				return len(s.storedNames(t, "catalog/workspaces/"+was.ID+"/instances/")) > 1
@@ -210,7 +147,7 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 			grows(t, bareCount)
 			stood := count()
 
-			path.set(false)
+			path.Mend()
 			saved := waitState(t, s, "web", "what it had is saved, and gone from there", patience, func(state workspace.State) bool {
 				return len(state.Left) == 0 && len(state.Salvaged) == 1 && state.Operation == nil
 			})

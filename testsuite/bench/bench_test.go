@@ -21,7 +21,7 @@ func TestMedian(t *testing.T) {
 func TestBadFlags(t *testing.T) {
 	for _, arguments := range [][]string{
 		{"--measure", "everything"}, {"--workspaces", "0"}, {"--workspaces", "501"}, {"--rounds", "0"}, {"--starts", "0"}, {"--faults", "0"},
-		{"--snapshot-every", "1s"}, {"--freeze-for", "0s"}, {"loss"},
+		{"--snapshot-every", "1s"}, {"--freeze-for", "0s"}, {"--drain-parallel", "0"}, {"loss"},
 	} {
 		_, err := parse(arguments, io.Discard)
 		require.Error(t, err, arguments)

@@ -19,7 +19,7 @@ func (b *bench) drain(ctx context.Context) error {
 		}
 		all, each = append(all, took), append(each, away)
 	}
-	b.report("\n### A node of three with %d workspaces of 1 MB is drained, %d at once\n", b.workspaces, workspace.DrainParallel)
+	b.report("\n### A node of three with %d workspaces of 1 MB is drained, %d at once\n", b.workspaces, b.parallel)
 	b.report("| | n | least s | median s | most s |\n|---|---:|---:|---:|---:|")
 	b.row("from the order until the last runs elsewhere", all)
 	b.row("how long a person could not work: the median workspace", each)
@@ -37,7 +37,7 @@ func (b *bench) drainMany(ctx context.Context) (took, away time.Duration, err er
 		return 0, 0, err
 	}
 	began := time.Now()
-	order := workspace.NodeOrder{Kind: workspace.OrderDrain, Subject: "bench"}
+	order := workspace.NodeOrder{Kind: workspace.OrderDrain, Subject: "bench", Drain: &workspace.DrainRequest{Parallel: b.parallel}}
 	if err := c.ask(ctx, workspace.NodeWorkflowID("node-1"), workspace.UpdateOrder, order); err != nil {
 		return 0, 0, err
 	}

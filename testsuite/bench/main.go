@@ -60,6 +60,7 @@ type settings struct {
 	faults     int
 	every      time.Duration
 	freezeFor  time.Duration
+	parallel   int
 }
 
 func parse(arguments []string, out io.Writer) (settings, error) {
@@ -81,6 +82,7 @@ func parse(arguments []string, out io.Writer) (settings, error) {
 	flags.IntVar(&s.faults, "faults", 10, "how often each kind of fault of a node is made, with one workspace on it")
 	flags.DurationVar(&s.every, "snapshot-every", workspace.DefaultSnapshotEvery, "the workspaces' interval of snapshots; each is lost at its own age of the newest")
 	flags.DurationVar(&s.freezeFor, "freeze-for", time.Minute, "how long Temporal is frozen")
+	flags.IntVar(&s.parallel, "drain-parallel", workspace.DrainParallel, fmt.Sprintf("how many a drain moves at once: 1 to %d", workspace.MaxDrainParallel))
 	if err := flags.Parse(arguments); err != nil {
 		return s, err
 	}
@@ -99,6 +101,8 @@ func parse(arguments []string, out io.Writer) (settings, error) {
 		return s, errors.New("--rounds, --starts and --faults: want at least 1")
 	case s.every < workspace.MinSnapshotEvery || s.every > workspace.MaxSnapshotEvery:
 		return s, fmt.Errorf("--snapshot-every %s: want %s to %s", s.every, workspace.MinSnapshotEvery, workspace.MaxSnapshotEvery)
+	case s.parallel < 1 || s.parallel > workspace.MaxDrainParallel:
+		return s, fmt.Errorf("--drain-parallel %d: want 1 to %d", s.parallel, workspace.MaxDrainParallel)
 	case s.freezeFor <= 0:
 		return s, fmt.Errorf("--freeze-for %s: want a time above 0", s.freezeFor)
 	}

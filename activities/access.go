@@ -139,8 +139,12 @@ func (c *Control) fromStores(ctx context.Context, claims dataport.Claims, wanted
 		return nil, err
 	}
 	var grants []workspace.Grant
+	var unasked error
 	for _, name := range names {
 		node, err := c.node(ctx, name)
+		if err != nil && !errors.Is(err, errNoNode) {
+			unasked = errors.Join(unasked, err)
+		}
 		if err != nil || node.Phase != workspace.NodeReady {
 			continue
 		}
@@ -155,6 +159,9 @@ func (c *Control) fromStores(ctx context.Context, claims dataport.Claims, wanted
 		}
 		grant.Source, grant.Time = "snapshot", taken
 		grants = append(grants, grant)
+	}
+	if len(grants) == 0 && unasked != nil {
+		return nil, fmt.Errorf("looking for a node that could read the snapshot: %w", unasked) // one that does not answer now may be ready
 	}
 	if len(grants) == 0 {
 		return nil, permanent(workspace.ErrorNoNode, errors.New("no node is ready that could read the snapshot from the stores; an operator can, with `holdfast key show` and `holdfast snapshot dump`"))

@@ -274,6 +274,15 @@ func TestAccess(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, result.Grants, 1)
 	require.Equal(t, input.Snapshot, result.Grants[0].Snapshot)
+
+	// Nodes that cannot be asked about may be ready: that is a matter of time, and not that there are none.
+	nodes := r.control.Client.(*fakeTemporal)
+	for _, node := range nodes.nodes {
+		nodes.states[workspace.NodeWorkflowID(node)] = errors.New("no worker answers")
+	}
+	_, err = run(r, r.control.GrantAccess, workspace.AccessInput{Name: "atlas", Verb: workspace.VerbDownload, Subject: "ada", Snapshot: input.Snapshot})
+	require.ErrorContains(t, err, "no worker answers")
+	transient(t, err)
 }
 
 func TestListSnapshots(t *testing.T) {

@@ -147,20 +147,24 @@ func (g *Guard) list(ctx context.Context) ([]*guarded, error) {
 	if err != nil {
 		g.Logger.Warn("the guard cannot list the instances", "error", err)
 	}
+	instances = slices.DeleteFunc(instances, func(instance engine.Instance) bool {
+		_, ours := instanceName(instance)
+		return !ours || instance.Status != engine.StatusRunning && instance.Status != engine.StatusPaused
+	})
+	titles, elsewhere := g.identify(ctx, g.unknown(instances))
 	g.mutex.Lock()
 	defer g.mutex.Unlock()
 	if err == nil {
 		here := map[string]*guarded{}
 		for _, instance := range instances {
-			name, ours := instanceName(instance)
-			if !ours || !g.here(instance) || instance.Status != engine.StatusRunning && instance.Status != engine.StatusPaused {
+			name, _ := instanceName(instance)
+			if elsewhere[name] {
 				continue
 			}
 			known := g.known[name]
 			if known == nil || known.id != instance.ID {
 				token, _ := strconv.ParseUint(instance.Labels[engine.LabelToken], 10, 64)
-				known = &guarded{name: name, workspace: instance.Labels[engine.LabelWorkspace], token: token, id: instance.ID}
-				known.title = g.title(known)
+				known = &guarded{name: name, workspace: instance.Labels[engine.LabelWorkspace], token: token, id: instance.ID, title: titles[name]}
 			}
 			if !known.busy {
 				known.paused = instance.Status == engine.StatusPaused
@@ -181,30 +185,55 @@ func (g *Guard) list(ctx context.Context) ([]*guarded, error) {
 	return all, err
 }
 
-// here says whether an instance's directory is on this node. A container engine may be that of several nodes, and of another
-// deployment with a node of the same name: what it runs for those is theirs to pause.
-func (g *Guard) here(instance engine.Instance) bool {
-	if g.Volumes == nil {
-		return true
+// unknown are those instances that were not there the last time.
+func (g *Guard) unknown(instances []engine.Instance) (unknown []engine.Instance) {
+	g.mutex.Lock()
+	defer g.mutex.Unlock()
+	for _, instance := range instances {
+		name, _ := instanceName(instance)
+		if known := g.known[name]; known == nil || known.id != instance.ID {
+			unknown = append(unknown, instance)
+		}
 	}
-	token, err := strconv.ParseUint(instance.Labels[engine.LabelToken], 10, 64)
-	if err != nil {
-		return false
-	}
-	_, err = os.Lstat(g.Volumes.dir(instance.Labels[engine.LabelWorkspace], token))
-	return !errors.Is(err, fs.ErrNotExist)
+	return unknown
 }
 
-// title is the name of an instance's workspace, empty when the node does not know it.
-func (g *Guard) title(instance *guarded) string {
-	if g.Volumes == nil {
-		return ""
+// identify looks on the node's disk for the names of the instances' workspaces, and for instances that are not there: a container
+// engine may be that of several nodes, and of another deployment with a node of the same name, and what it runs for those
+// is theirs to pause. A disk that hangs holds up nobody: nothing is known then, and all are taken for this node's.
+func (g *Guard) identify(ctx context.Context, instances []engine.Instance) (titles map[string]string, elsewhere map[string]bool) {
+	if g.Volumes == nil || len(instances) == 0 {
+		return nil, nil
 	}
-	mark, err := g.Volumes.identify(instance.workspace, instance.token)
-	if err != nil {
-		return ""
+	ctx, cancel := context.WithTimeout(ctx, answerSoon)
+	defer cancel()
+	type found struct {
+		titles    map[string]string
+		elsewhere map[string]bool
 	}
-	return mark.Name
+	done := make(chan found, 1)
+	g.calls.Go(func() {
+		looked := found{titles: map[string]string{}, elsewhere: map[string]bool{}}
+		for _, instance := range instances {
+			name, _ := instanceName(instance)
+			id, token, err := workspace.ParseInstanceName(name)
+			if err != nil {
+				continue
+			}
+			_, err = os.Lstat(g.Volumes.dir(id, token))
+			looked.elsewhere[name] = errors.Is(err, fs.ErrNotExist)
+			if mark, err := g.Volumes.identify(id, token); err == nil {
+				looked.titles[name] = mark.Name
+			}
+		}
+		done <- looked
+	})
+	select {
+	case looked := <-done:
+		return looked.titles, looked.elsewhere
+	case <-ctx.Done():
+		return nil, nil
+	}
 }
 
 // Paused lists the instances that are paused, and why.

@@ -1,10 +1,14 @@
 package activities
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -195,6 +199,34 @@ func TestGuardLeavesWhatIsNotOnItsDisk(t *testing.T) {
 		w.is(here, engine.StatusPaused, "nothing is reached")
 		w.is(elsewhere, engine.StatusRunning, "it is not this node's")
 	})
+}
+
+// The guard tells the lease's beats what is paused, and pauses by itself: neither waits for a disk that hangs.
+func TestGuardWaitsForNoDisk(t *testing.T) {
+	volumes, err := OpenVolumes(t.TempDir())
+	require.NoError(t, err)
+	require.NoError(t, os.MkdirAll(volumes.dir(id, 1), 0o700))
+	identity := filepath.Join(volumes.dir(id, 1), "identity.json")
+	require.NoError(t, syscall.Mkfifo(identity, 0o600)) // whoever opens it waits for somebody who writes
+	w := newFakeEngine()
+	g := &Guard{Node: "node-1", Engine: w, Lease: heldLease(&handClock{}), Volumes: volumes, Logger: slog.New(slog.DiscardHandler)}
+	w.add("node-1", id, 1, engine.StatusPaused)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	listed := make(chan []*guarded, 1)
+	go func() {
+		instances, _ := g.list(ctx)
+		listed <- instances
+	}()
+	select {
+	case instances := <-listed:
+		require.Len(t, instances, 1, "it is taken for this node's")
+		require.Len(t, g.Paused(), 1)
+	case <-time.After(30 * time.Second):
+		require.Fail(t, "the guard waits for the disk")
+	}
+	require.NoError(t, os.WriteFile(identity, nil, 0o600))
+	g.calls.Wait()
 }
 
 // Pauses survive the agent. The next one goes on by the same rules, and counts from what the one before had reached.

@@ -147,8 +147,8 @@ func TestRecords(t *testing.T) {
 	require.NoError(t, e.Remove(t.Context(), again))
 }
 
-// Who is killed while it writes or removes leaves things that no later Remove knows by name, or an empty directory that no
-// instance belongs to: none of it stays.
+// Who is killed while it writes or removes leaves things that no later Remove knows by name, or a directory that is no
+// instance any more: none of it stays, and nothing else goes.
 func TestRemainsOfWhoWasKilled(t *testing.T) {
 	e := newTestEngine(t, Options{})
 	id, err := e.Create(t.Context(), engine.Spec{Name: "cut", ContentDir: t.TempDir()})
@@ -160,13 +160,20 @@ func TestRemainsOfWhoWasKilled(t *testing.T) {
 
 	kept, err := e.Create(t.Context(), engine.Spec{Name: "kept", ContentDir: t.TempDir()})
 	require.NoError(t, err)
-	require.NoError(t, os.Mkdir(dir, 0o700))
-	making := filepath.Join(e.options.Root, ".new-1")
-	require.NoError(t, os.Mkdir(making, 0o700))
+	gone := []string{filepath.Join(e.options.Root, goneInstance+"1"), filepath.Join(e.options.Root, goneInstance+"2")}
+	others := []string{filepath.Join(e.options.Root, ".new-1"), filepath.Join(e.options.Root, "lost+found")}
+	for _, path := range append(gone, others...) {
+		require.NoError(t, os.Mkdir(path, 0o700))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(gone[1], specFile), []byte("{}"), 0o600))
 	opened, err := New(e.options)
 	require.NoError(t, err)
-	require.NoDirExists(t, dir)
-	require.DirExists(t, making, "somebody makes an instance")
+	for _, path := range gone {
+		require.NoDirExists(t, path)
+	}
+	for _, path := range others {
+		require.DirExists(t, path)
+	}
 	_, err = opened.Inspect(t.Context(), kept)
 	require.NoError(t, err)
 }

@@ -396,8 +396,11 @@ func (e *Engine) Remove(ctx context.Context, id string) error {
 	return removeInstanceDir(dir)
 }
 
+// goneInstance begins the name of what is left of an instance whose removal was cut at its end.
+const goneInstance = ".gone-"
+
 // removeInstanceDir removes what an instance's directory holds, its description last: until then it is found again by who has
-// to remove it. Whatever lies in the directory itself is the engine's, also what a process left that was killed while it wrote;
+// to remove it, and after that by New, under another name. Whatever lies in the directory itself is the engine's, also what a process left that was killed while it wrote;
 // content never does. A directory in it that is not the engine's is left, and is an error.
 func removeInstanceDir(dir string) error {
 	entries, err := os.ReadDir(dir)
@@ -418,31 +421,39 @@ func removeInstanceDir(dir string) error {
 			return err
 		}
 	}
-	if err := removeFiles(dir, specFile); err != nil {
+	mark, err := randomID()
+	if err != nil {
 		return err
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	gone := filepath.Join(filepath.Dir(dir), goneInstance+mark)
+	if err := os.Rename(dir, gone); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("removing the instance's directory: %w", err)
+	}
+	return removeGone(gone)
+}
+
+func removeGone(gone string) error {
+	if err := removeFiles(gone, specFile); err != nil {
+		return err
+	}
+	if err := os.Remove(gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the instance's directory: %w", err)
 	}
 	return nil
 }
 
-// removeRemains removes what a Remove that was killed at its end has left: directories that are empty. One of an instance
-// never is, from the moment in which it has its name; before that its name begins with a dot.
+// removeRemains removes what a Remove that was killed at its end has left.
 func removeRemains(root string) error {
 	entries, err := os.ReadDir(root)
-	if err != nil {
-		return fmt.Errorf("looking for the remains of instances: %w", err)
-	}
 	for _, entry := range entries {
-		if !entry.IsDir() || strings.HasPrefix(entry.Name(), ".") {
-			continue
-		}
-		if err := os.Remove(filepath.Join(root, entry.Name())); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("removing the remains of an instance: %w", err)
+		if strings.HasPrefix(entry.Name(), goneInstance) {
+			err = errors.Join(err, removeGone(filepath.Join(root, entry.Name())))
 		}
 	}
-	return nil
+	return err
 }
 
 func removeFiles(dir string, names ...string) error {

@@ -99,7 +99,7 @@ func New(options Options) (*Engine, error) {
 	}
 	options.Root = root
 	if err := removeRemains(root); err != nil {
-		return nil, err
+		options.Logger.Warn("what is left of removed instances stays", "error", err)
 	}
 	return &Engine{options: options}, nil
 }

@@ -53,7 +53,7 @@ func (p *program) app() *cli.App {
 	app := &cli.App{
 		Name:                      "holdfast",
 		Usage:                     "cloud workspaces whose files are never lost",
-		HideVersion:               true, // `holdfast version` says more
+		HideVersion:               true, // ours says more
 		HideHelpCommand:           true,
 		EnableBashCompletion:      true,
 		Suggest:                   true,
@@ -61,10 +61,11 @@ func (p *program) app() *cli.App {
 		Reader:                    p.stdin,
 		Writer:                    p.stdout,
 		ErrWriter:                 p.stderr,
-		Flags:                     globalFlags(),
+		Flags:                     append(globalFlags(), &cli.BoolFlag{Name: flagVersion, Usage: "say which version this is", DisableDefaultText: true}),
 		ExitErrHandler:            func(*cli.Context, error) {}, // run decides about exit codes
 		OnUsageError:              onUsageError,
-		Action:                    unknownCommand,
+		Before:                    onlyVersion,
+		Action:                    p.withoutCommand,
 	}
 	app.Commands = append(app.Commands, p.workspaceCommands()...)
 	app.Commands = append(app.Commands, p.showCommands()...)
@@ -94,6 +95,22 @@ func prepare(commands []*cli.Command, p *program) {
 
 func onUsageError(c *cli.Context, err error, _ bool) error {
 	return usage("%w", err).withMend("`%s --help` says what there is", strings.TrimSpace(c.Command.HelpName))
+}
+
+// onlyVersion refuses a command beside --version, which would else be done without a word of it.
+func onlyVersion(c *cli.Context) error {
+	if c.Bool(flagVersion) && c.Args().Present() {
+		return usage("--%s stands alone; there is %q beside it", flagVersion, c.Args().First())
+	}
+	return nil
+}
+
+func (p *program) withoutCommand(c *cli.Context) error {
+	if c.Bool(flagVersion) {
+		_, err := fmt.Fprintln(p.stdout, version())
+		return err
+	}
+	return unknownCommand(c)
 }
 
 // unknownCommand is the action where a command was expected.

@@ -101,6 +101,7 @@ func TestBinaryExitCodes(t *testing.T) {
 	}{
 		{"help", nil, nil, exitDone, nil},
 		{"version", nil, []string{"version"}, exitDone, nil},
+		{"version as a flag", nil, []string{"--version"}, exitDone, nil},
 		{"nothing configured", nil, []string{"list"}, exitUsage, []string{"TEMPORAL_ADDRESS is not set", "holdfast dev"}},
 		{"no codec key", nobody[:1], []string{"list"}, exitUsage, []string{"HOLDFAST_CODEC_KEY"}},
 		{"a codec key that is not one", []string{nobody[0], "HOLDFAST_CODEC_KEY=/dev/null"}, []string{"list"}, exitFailed, []string{"codec"}},

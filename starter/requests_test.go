@@ -190,6 +190,7 @@ func TestBadInput(t *testing.T) {
 		{"download web -o " + dir, nil, exitUsage, "is a directory"},
 		{"download web -o " + dir + "/absent/x", nil, exitUsage, "no such directory"},
 		{"nonsense", nil, exitUsage, `there is no command "nonsense"`},
+		{"--version list", nil, exitUsage, "--version stands alone"},
 		{"stat web", nil, exitUsage, "start"},
 		{"node nonsense", nil, exitUsage, `there is no command "nonsense"`},
 		{"list extra", nil, exitUsage, "one argument too many"},

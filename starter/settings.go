@@ -57,6 +57,7 @@ const (
 	flagMetricsAddress    = "metrics-address"
 	flagDoubleWrite       = "double-write"
 	flagPauseAfter        = "pause-after"
+	flagVersion           = "version"
 )
 
 // globalFlags stand before the command's name.

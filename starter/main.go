@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "time/tzdata" // working hours are by the clocks of a place, also on a machine that knows none
 
 	"holdfast/engine/process"
 )

@@ -84,7 +84,7 @@ func (p *program) workspaceCommands() []*cli.Command {
 			}),
 		},
 		{
-			Name: "keep", Usage: "put off that a running workspace is stopped by itself (--idle-stop, --lifetime)", ArgsUsage: "NAME",
+			Name: "keep", Usage: "put off that a running workspace is stopped by itself (--idle-stop, --lifetime, --hours)", ArgsUsage: "NAME",
 			Description: "It counts from now, and takes the place of what was said before. `holdfast why NAME` shows who said it and until when.",
 			Flags:       following(&cli.StringFlag{Name: "for", Usage: "for this `TIME`, from 1m to 720h, such as 4h; off takes it back"}),
 			Action: p.updating(workspace.UpdateKeep, func(c *cli.Context, subject, _ string) (any, error) {

@@ -16,6 +16,7 @@ const (
 	flagStopGrace     = "stop-grace"
 	flagIdleStop      = "idle-stop"
 	flagLifetime      = "lifetime"
+	flagHours         = "hours"
 )
 
 // readPolicies reads how the workspace is to be looked after. Settings hold the deployment's defaults, which are for new
@@ -68,6 +69,13 @@ func (plan *startPlan) readPolicies(c *cli.Context, s settings) error {
 			return usage("%w", err)
 		}
 		plan.set(func(spec *workspace.Spec) { put(&spec.Stop, seconds) })
+	}
+	if c.IsSet(flagHours) {
+		hours, err := workspace.ParseHours("--"+flagHours, c.String(flagHours))
+		if err != nil {
+			return usage("%w", err)
+		}
+		plan.set(func(spec *workspace.Spec) { spec.Stop.Hours = hours })
 	}
 	return nil
 }

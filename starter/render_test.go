@@ -112,6 +112,16 @@ func warnedState() workspace.State {
 	return state
 }
 
+// afterHours runs on outside of its hours because it is used.
+func afterHours() workspace.State {
+	state := watchedState()
+	state.Spec.Stop = workspace.StopPolicy{Hours: "Mon-Fri 08:00-20:00 Europe/Berlin"}
+	state.Watch.Keep, state.Watch.Used = nil, testNow.Add(-5*time.Minute)
+	state.Watch.Warned, state.Watch.WarnedOf = testNow.Add(-time.Hour), workspace.StopHours
+	state.Watch.Outside = &workspace.Outside{Hours: state.Spec.Stop.Hours, From: testNow.Add(-2 * time.Hour), Begins: testNow.Add(-45 * time.Minute), Ends: testNow.Add(11 * time.Hour)}
+	return state
+}
+
 func TestRendering(t *testing.T) {
 	var out bytes.Buffer
 	rendered := func(do func()) string { out.Reset(); do(); return out.String() }
@@ -181,6 +191,16 @@ func TestRendering(t *testing.T) {
 		state.Watch.Keep, state.Watch.Failures, state.Watch.Failure = nil, 3, "looking for the instance: the container engine cannot be reached"
 		state.Spec.Stop.LifetimeSeconds = 0
 		renderExplanation(&out, workspace.Explain(state, nil, testNow), testNow, false)
+	}))
+	golden(t, "show-hours", rendered(func() { renderState(&out, afterHours(), testNow, false) }))
+	golden(t, "why-hours", rendered(func() {
+		state := afterHours()
+		state.Watch.WarnedOf, state.Watch.Warned = "", time.Time{}
+		state.Watch.Outside = &workspace.Outside{Hours: state.Spec.Stop.Hours, From: testNow.Add(-time.Minute), Ends: testNow.Add(59 * time.Minute), Problem: "find the time zone of the hours: unknown time zone Europe/Berlin"}
+		renderExplanation(&out, workspace.Explain(state, nil, testNow), testNow, false)
+	}))
+	golden(t, "list-hours", rendered(func() {
+		renderWorkspaces(&out, []listedWorkspace{listWorkspace(afterHours(), testNow)}, testNow, false)
 	}))
 	golden(t, "doctor", rendered(func() {
 		renderFindings(&out, []finding{

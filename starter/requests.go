@@ -44,6 +44,7 @@ func startFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: flagHook, Usage: "run a command in it: `HOOK` is WHEN[,timeout=30s][,on-error=continue|fail]:COMMAND, WHEN one of pre-stop, pre-snapshot, post-snapshot; repeatable; none takes all away"},
 		&cli.StringFlag{Name: flagIdleStop, Usage: "stop it, through a backup, when nobody is connected and nothing works in it for this `TIME`, from 1m to 2160h, such as 2h (default: off; a stopped one keeps what it has)"},
 		&cli.StringFlag{Name: flagLifetime, Usage: "stop it, through a backup, this `TIME` after its start, used or not, from 1m to 2160h, such as 72h (default: off; a stopped one keeps what it has)"},
+		&cli.StringFlag{Name: flagHours, Usage: "stop it, through a backup, outside of these `HOURS`, once it has not been used for 15 min: such as \"Mon-Fri 08:00-20:00, Sat 10:00-14:00 Europe/Berlin\" (default: off; a stopped one keeps what it has)"},
 		&cli.DurationFlag{Name: flagStopGrace, Usage: "`TIME` from SIGTERM to SIGKILL when it is stopped (0 means 10s)"},
 		&cli.StringFlag{Name: "volume-size", Usage: "room that the node must have, such as `10GB`"},
 		&cli.StringFlag{Name: "node", Usage: "only on this `NODE`"},

@@ -30,6 +30,7 @@ func TestStartRequests(t *testing.T) {
 	existing := workspace.State{Name: "web", Phase: workspace.Stopped, Spec: workspace.Spec{Image: "old", Volume: workspace.Volume{Kind: workspace.VolumeLocal, SizeBytes: 7}, Environment: []string{"A"}}}
 	failedFirst := workspace.State{Name: "web", Phase: workspace.Pending, Incomplete: true, Source: workspace.Source{Kind: workspace.SourceGit, Describe: "https://x/y"}}
 	watched := workspace.State{Spec: workspace.Spec{Image: "old", Volume: local, Stop: workspace.StopPolicy{IdleSeconds: 7200, LifetimeSeconds: 3600}}}
+	houred := workspace.State{Spec: workspace.Spec{Image: "old", Volume: local, Stop: workspace.StopPolicy{IdleSeconds: 7200, Hours: "Mon 08:00-20:00 UTC"}}}
 	hooked := workspace.State{Name: "web", Phase: workspace.Stopped, Spec: workspace.Spec{Image: "old", Volume: local, Snapshots: workspace.SnapshotPolicy{Off: true},
 		Hooks: []workspace.Hook{{When: workspace.HookPreStop, Command: "./save.sh"}}}}
 	cases := []struct {
@@ -72,6 +73,8 @@ func TestStartRequests(t *testing.T) {
 		{"stops by itself", "--idle-stop 2h --lifetime 72h", nil,
 			workspace.StartRequest{Spec: &workspace.Spec{Volume: local, Stop: workspace.StopPolicy{IdleSeconds: 7200, LifetimeSeconds: 259200}}}, workspace.Secrets{}},
 		{"again, but for the lifetime", "--lifetime off", &watched,
+			workspace.StartRequest{Spec: &workspace.Spec{Image: "old", Volume: local, Stop: workspace.StopPolicy{IdleSeconds: 7200}}}, workspace.Secrets{}},
+		{"again, but for the hours", "--hours off", &houred,
 			workspace.StartRequest{Spec: &workspace.Spec{Image: "old", Volume: local, Stop: workspace.StopPolicy{IdleSeconds: 7200}}}, workspace.Secrets{}},
 		{"hooks", "--hook pre-stop:./save.sh --hook pre-snapshot,timeout=1m,on-error=fail:sync", nil,
 			workspace.StartRequest{Spec: &workspace.Spec{Volume: local, Hooks: []workspace.Hook{
@@ -155,6 +158,7 @@ func TestBadInput(t *testing.T) {
 		{"start web --snapshot-every 0s", nil, exitUsage, "want 10s to 24h, or off"},
 		{"start web --snapshot-every 48h", nil, exitUsage, "want 10s to 24h, or off"},
 		{"start web --idle-stop soon", nil, exitUsage, "--idle-stop \"soon\": want a time such as 2h or 72h, or off"},
+		{"start web --hours always", nil, exitUsage, "--hours \"always\": it must end with a time zone"},
 		{"start web --idle-stop 59s", nil, exitUsage, "--idle-stop 59s: want 1m to 2160h"},
 		{"start web --lifetime 100d", nil, exitUsage, "--lifetime \"100d\": want a time"},
 		{"keep web", nil, exitUsage, "--for is missing"},

@@ -130,7 +130,7 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 	}
 	renderRecoveryPoint(w, workspace.RecoveryPointOf(state, now), now)
 	renderRetention(w, state, now)
-	renderStopAhead(w, orDefault(state.Spec.Stop.Words(), "only when a person stops it (--idle-stop and --lifetime are off)"), workspace.StopAheadOf(state, now), now)
+	renderStopAhead(w, orDefault(state.Spec.Stop.Words(), "only when a person stops it (--idle-stop, --lifetime and --hours are off)"), workspace.StopAheadOf(state, now), now)
 	for i, hook := range state.Spec.Hooks {
 		name := "hooks"
 		if i > 0 {
@@ -212,6 +212,7 @@ func renderStopAhead(w io.Writer, policy string, ahead *workspace.StopAhead, now
 	if ahead.Unknown != "" {
 		writeField(w, "", "since then its node has not said whether it is used, so it is not stopped for that: "+innermost(ahead.Unknown))
 	}
+	writeField(w, "", ahead.Problem())
 	writeField(w, "put off", ahead.Kept(now))
 }
 

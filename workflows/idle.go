@@ -44,6 +44,7 @@ func (w *entity) nextStop(ctx workflow.Context) time.Time {
 	if watch == nil || w.state.Loss != nil || w.state.Looked() != nil {
 		return time.Time{}
 	}
+	w.workOutHours(ctx, watch)
 	plan := workspace.PlanStop(workflow.Now(ctx), *watch, w.state.Spec.Stop)
 	at := plan.Warn
 	switch {
@@ -52,8 +53,16 @@ func (w *entity) nextStop(ctx workflow.Context) time.Time {
 	case plan.Reason == workspace.StopIdle && at.Before(watch.NotAsked):
 		at = watch.NotAsked
 	}
-	if watch.Failures > 0 && w.state.Spec.Stop.Idle() > 0 && (at.IsZero() || watch.NotAsked.Before(at)) {
-		at = watch.NotAsked
+	sooner := func(other time.Time) {
+		if at.IsZero() || other.Before(at) {
+			at = other
+		}
+	}
+	if watch.Failures > 0 && w.state.Spec.Stop.ByUse() {
+		sooner(watch.NotAsked)
+	}
+	if watch.Outside != nil && watch.Outside.Problem != "" {
+		sooner(watch.Outside.Ends)
 	}
 	return at
 }
@@ -67,15 +76,17 @@ func (w *entity) stopDue(ctx workflow.Context) bool {
 func (w *entity) stopByItself(ctx workflow.Context) error {
 	watch := w.state.Watched()
 	plan := workspace.PlanStop(workflow.Now(ctx), *watch, w.state.Spec.Stop)
-	if watch.Failures > 0 && w.state.Spec.Stop.Idle() > 0 && !workflow.Now(ctx).Before(watch.NotAsked) {
+	if watch.Failures > 0 && w.state.Spec.Stop.ByUse() && !workflow.Now(ctx).Before(watch.NotAsked) {
 		_, err := w.askWhetherUsed(ctx, watch) // what follows from an answer is planned anew
 		return err
 	}
-	if plan.Reason == workspace.StopIdle {
+	// The end of the hours is warned of whether it is used or not.
+	if plan.Reason == workspace.StopIdle || plan.Reason == workspace.StopHours && watch.WarnedOf == workspace.StopHours {
 		if answered, err := w.askWhetherUsed(ctx, watch); err != nil || !answered {
 			return err
 		}
-		if again := workspace.PlanStop(workflow.Now(ctx), *watch, w.state.Spec.Stop); again.Reason != plan.Reason || !w.stopDue(ctx) {
+		due := w.stopDue(ctx)
+		if again := workspace.PlanStop(workflow.Now(ctx), *watch, w.state.Spec.Stop); again.Reason != plan.Reason || !due {
 			w.notIdle(ctx, watch, "it is used: "+watch.Use)
 			watch.NotAsked = workflow.Now(ctx).Add(useAgain)
 			return nil
@@ -136,6 +147,9 @@ func (w *entity) askWhetherUsed(ctx workflow.Context, watch *workspace.Watch) (a
 		watch.Failures++
 		watch.NotAsked = now.Add(useAgain)
 		w.notIdle(ctx, watch, "its node does not say whether it is used")
+		if watch.WarnedOf == workspace.StopHours {
+			w.unwarn(ctx, watch, "its node does not say whether it is used")
+		}
 		w.logger.Warn("a node did not say whether a workspace is used, so it is not stopped", "workspace", w.state.Name, "node", instance.Node, "error", err)
 		return false, nil
 	}
@@ -147,7 +161,8 @@ func (w *entity) askWhetherUsed(ctx workflow.Context, watch *workspace.Watch) (a
 	return now.Sub(began) <= useHolds, nil
 }
 
-// notIdle takes a warning of an idle stop back. One of the end of its lifetime stands, used or not.
+// notIdle takes a warning of an idle stop back. One of the end of its lifetime stands, used or not, and so does one of the end of
+// its hours: it is asked about again.
 func (w *entity) notIdle(ctx workflow.Context, watch *workspace.Watch, why string) {
 	if watch.WarnedOf == workspace.StopIdle {
 		w.unwarn(ctx, watch, why)
@@ -195,7 +210,7 @@ func (w *entity) refuseKeep() error {
 	case w.state.Phase != workspace.Running:
 		return w.refuse("it is not running (%s): there is no stop to put off", w.state.Phase)
 	case w.state.Watched() == nil:
-		return w.refuse("nothing stops it by itself, so it runs on anyway; a start with --idle-stop or --lifetime changes that")
+		return w.refuse("nothing stops it by itself, so it runs on anyway; a start with --idle-stop, --lifetime or --hours changes that")
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package workflows_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -150,4 +151,31 @@ func TestHistoriesNameNoMachine(t *testing.T) {
 		}
 		require.Contains(t, string(content), recorder, file)
 	}
+}
+
+// A worker of an older version takes note of a start with hours and decides without them. What it has decided is decided again.
+func TestHoursThatAnOlderWorkerDidNotKnow(t *testing.T) {
+	content, err := os.ReadFile(filepath.Join(histories, "v0", "start_stop_start.json"))
+	require.NoError(t, err)
+	history := &historypb.History{}
+	require.NoError(t, temporalproto.CustomJSONUnmarshalOptions{}.Unmarshal(content, history))
+	given := 0
+	for _, event := range history.Events {
+		request := event.GetWorkflowExecutionUpdateAcceptedEventAttributes().GetAcceptedRequest().GetInput()
+		if request.GetName() != workspace.UpdateStart {
+			continue
+		}
+		var start workspace.StartRequest
+		payload := request.GetArgs().GetPayloads()[0]
+		require.NoError(t, json.Unmarshal(payload.Data, &start))
+		if start.Spec == nil {
+			continue
+		}
+		start.Spec.Stop.Hours = "Mon 08:00-20:00 UTC"
+		payload.Data, err = json.Marshal(start)
+		require.NoError(t, err)
+		given++
+	}
+	require.Positive(t, given)
+	require.NoError(t, replayer(t).ReplayWorkflowHistory(quiet, history))
 }

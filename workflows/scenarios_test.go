@@ -145,6 +145,22 @@ var scenarios = []scenario{
 		s.until("warned again", warned)
 		s.until("stopped", func(state workspace.State) bool { return state.Phase == workspace.Stopped && state.Operation == nil })
 	}},
+	{"working_hours", atlas, func(s *scene) {
+		request := start()
+		// Three days from now are outside of them.
+		day := time.Now().UTC().Add(72 * time.Hour).Weekday().String()[:3]
+		request.Spec.Stop.Hours = day + " 08:00-20:00 Europe/Berlin"
+		s.startWith(request)
+		warned := func(state workspace.State) bool {
+			return state.Watch != nil && state.Watch.WarnedOf == workspace.StopHours
+		}
+		s.until("warned", warned)
+		require.NoError(s.t, s.ask(workspace.UpdateKeep, workspace.KeepRequest{Subject: "ada", Seconds: 10 * 24 * 3600}))
+		s.until("kept", func(state workspace.State) bool { return !warned(state) && state.Operation == nil })
+		require.NoError(s.t, s.ask(workspace.UpdateKeep, workspace.KeepRequest{Subject: "ada"}))
+		s.until("warned again", warned)
+		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
+	}},
 	// A command comes in the same task as the last answer before the stop: no worker decides meanwhile.
 	{idleStopLate, atlas, func(s *scene) {
 		asked, answer, questions := make(chan struct{}), make(chan struct{}), 0

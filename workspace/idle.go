@@ -2,6 +2,7 @@ package workspace
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -11,6 +12,9 @@ type StopPolicy struct {
 	IdleSeconds int64 `json:"idle_seconds,omitempty"`
 	// LifetimeSeconds is how long it may run, used or not, from its start by a person: MinStop to MaxStop; 0 means for ever.
 	LifetimeSeconds int64 `json:"lifetime_seconds,omitempty"`
+	// Hours are when it is meant to run, as ParseHours gives them; outside of them it is stopped once it has not been used for
+	// HoursQuiet. Empty means at any time.
+	Hours string `json:"hours,omitempty"`
 }
 
 // The limits of a StopPolicy. Nodes look once a minute, so that nothing shorter can be told; above the longest, a date is
@@ -65,11 +69,18 @@ func (p StopPolicy) Validate() error {
 			return invalid(one.field, "%d s: want 0 (off), or 60 to %d", one.seconds, int64(MaxStop/time.Second))
 		}
 	}
+	if p.Hours != "" {
+		_, err := readHours("hours", p.Hours)
+		return err
+	}
 	return nil
 }
 
 // Any says whether the policy ever stops anything.
-func (p StopPolicy) Any() bool { return p.IdleSeconds > 0 || p.LifetimeSeconds > 0 }
+func (p StopPolicy) Any() bool { return p.IdleSeconds > 0 || p.LifetimeSeconds > 0 || p.Hours != "" }
+
+// ByUse says whether anything depends on how it is used.
+func (p StopPolicy) ByUse() bool { return p.IdleSeconds > 0 || p.Hours != "" }
 
 // Idle and Lifetime are its two parts; 0 means for ever.
 func (p StopPolicy) Idle() time.Duration { return time.Duration(p.IdleSeconds) * time.Second }
@@ -79,17 +90,17 @@ func (p StopPolicy) Lifetime() time.Duration { return time.Duration(p.LifetimeSe
 
 // Words says the policy; empty when it never stops anything.
 func (p StopPolicy) Words() string {
-	idle, lifetime := "when it is not used for "+exact(p.IdleSeconds), exact(p.LifetimeSeconds)+" after its start"
-	switch {
-	case p.IdleSeconds > 0 && p.LifetimeSeconds > 0:
-		return idle + ", and " + lifetime
-	case p.IdleSeconds > 0:
-		return idle
-	case p.LifetimeSeconds > 0:
-		return lifetime
-	default:
-		return ""
+	var parts []string
+	if p.IdleSeconds > 0 {
+		parts = append(parts, "when it is not used for "+exact(p.IdleSeconds))
 	}
+	if p.LifetimeSeconds > 0 {
+		parts = append(parts, exact(p.LifetimeSeconds)+" after its start")
+	}
+	if p.Hours != "" {
+		parts = append(parts, "outside of its hours ("+p.Hours+"), when it is not used for "+exact(int64(HoursQuiet/time.Second)))
+	}
+	return strings.Join(parts, ", and ")
 }
 
 // StopReason is why a workspace is stopped by itself.
@@ -99,14 +110,19 @@ type StopReason string
 const (
 	StopIdle     StopReason = "idle"
 	StopLifetime StopReason = "lifetime"
+	StopHours    StopReason = "hours"
 )
 
 // Cause says why it is stopped by itself, in words.
 func (p StopPolicy) Cause(reason StopReason) string {
-	if reason == StopLifetime {
+	switch reason {
+	case StopLifetime:
 		return "its lifetime of " + exact(p.LifetimeSeconds) + " was over"
+	case StopHours:
+		return "it was outside of its hours (" + p.Hours + ") and not used for " + exact(int64(HoursQuiet/time.Second))
+	default:
+		return "it was not used for " + exact(p.IdleSeconds)
 	}
-	return "it was not used for " + exact(p.IdleSeconds)
 }
 
 // Keep is a person's word that a workspace is not to be stopped by itself before a moment.
@@ -130,6 +146,8 @@ type Watch struct {
 	Keep     *Keep      `json:"keep,omitempty"`
 	// NotBefore is set when a stop by itself was given up.
 	NotBefore time.Time `json:"not_before,omitzero"`
+	// Outside is when it is next outside of its hours; nil until that was worked out.
+	Outside *Outside `json:"outside,omitempty"`
 
 	Asked time.Time `json:"asked,omitzero"` // when the node last answered
 	// NotAsked is set while its node is not asked again before a moment, so that histories stay small.
@@ -152,19 +170,20 @@ type StopPlan struct {
 func PlanStop(now time.Time, watch Watch, policy StopPolicy) StopPlan {
 	var plan StopPlan
 	var lead time.Duration
-	consider := func(reason StopReason, from time.Time, length time.Duration) {
-		if length <= 0 {
-			return
-		}
-		before := min(length/10, StopLead)
-		if at := from.Add(length); plan.Reason == "" || at.Add(-before).Before(plan.Stop.Add(-lead)) {
+	consider := func(reason StopReason, at time.Time, before time.Duration) {
+		if plan.Reason == "" || at.Add(-before).Before(plan.Stop.Add(-lead)) {
 			plan.Reason, plan.Stop, lead = reason, at, before
 		}
 	}
-	consider(StopLifetime, watch.Since, policy.Lifetime())
-	if watch.Failures == 0 {
+	if length := policy.Lifetime(); length > 0 {
+		consider(StopLifetime, watch.Since.Add(length), min(length/10, StopLead))
+	}
+	if length := policy.Idle(); length > 0 && watch.Failures == 0 {
 		// What is not asked before a moment cannot be known to be idle before it.
-		consider(StopIdle, later(watch.Used, watch.NotAsked.Add(-policy.Idle())), policy.Idle())
+		consider(StopIdle, later(watch.Used.Add(length), watch.NotAsked), min(length/10, StopLead))
+	}
+	if outside := watch.Outside; policy.Hours != "" && watch.Failures == 0 && outside != nil && outside.Problem == "" && watch.KnowsOutside(now, policy) {
+		consider(StopHours, later(outside.Begins, watch.HoursFrom(now)), HoursQuiet)
 	}
 	if plan.Reason == "" {
 		return StopPlan{}
@@ -182,6 +201,25 @@ func PlanStop(now time.Time, watch Watch, policy StopPolicy) StopPlan {
 	}
 	plan.Stop = later(plan.Stop, plan.Warn.Add(lead))
 	return plan
+}
+
+// HoursFrom is the earliest moment at which it may be stopped for being outside of its hours, if that is outside: it has to be
+// warned of, not used for HoursQuiet, and not put off.
+func (w *Watch) HoursFrom(now time.Time) time.Time {
+	from := later(later(w.Used.Add(HoursQuiet), w.NotAsked), w.NotBefore)
+	if w.Keep != nil {
+		from = later(from, w.Keep.Until)
+	}
+	if w.WarnedOf == StopHours {
+		return later(from, w.Warned.Add(HoursQuiet))
+	}
+	return later(from, now.Add(HoursQuiet))
+}
+
+// KnowsOutside says whether Outside is what is to be gone by now.
+func (w *Watch) KnowsOutside(now time.Time, policy StopPolicy) bool {
+	from := w.HoursFrom(now)
+	return w.Outside != nil && w.Outside.Hours == policy.Hours && now.Before(w.Outside.Ends) && !from.Before(w.Outside.From) && from.Before(w.Outside.Ends)
 }
 
 func later(a, b time.Time) time.Time {
@@ -202,6 +240,8 @@ type StopAhead struct {
 	Keep   *Keep     `json:"keep,omitempty"` // while it holds
 	// Unknown is set while its node does not say whether it is used; it is not stopped then.
 	Unknown string `json:"unknown,omitempty"`
+	// Outside is when it is next outside of its hours, if it has any.
+	Outside *Outside `json:"outside,omitempty"`
 }
 
 // StopAheadOf is what is ahead of a workspace now; nil when nothing stops it by itself.
@@ -221,6 +261,9 @@ func StopAheadOf(state State, now time.Time) *StopAhead {
 	if watch.Failures > 0 {
 		ahead.Unknown = watch.Failure
 	}
+	if watch.KnowsOutside(now, state.Spec.Stop) {
+		ahead.Outside = watch.Outside
+	}
 	return ahead
 }
 
@@ -234,26 +277,40 @@ func (s *State) Watched() *Watch {
 
 // Words says what is ahead, and what puts it off.
 func (a *StopAhead) Words(now time.Time) string {
-	why := "its lifetime is over then"
-	if a.Reason == StopIdle {
-		why = "it is not used"
-	}
-	at := a.Stop.UTC().Format("2006-01-02 15:04:05 UTC")
+	why := map[StopReason]string{
+		StopLifetime: "its lifetime is over then", StopIdle: "it is not used: nobody is connected and nothing works in it",
+		StopHours: "it is outside of its hours, unless it is used",
+	}[a.Reason]
+	at := instant(a.Stop)
 	switch {
-	case a.Reason == "":
+	case a.Reason == "" && a.Unknown != "":
 		return "not while its node does not say whether it is used"
+	case a.Reason == "":
+		return "not until it is worked out when it is outside of its hours"
 	case a.Warned:
 		text := fmt.Sprintf("it is stopped in %s, at %s, through a backup, because %s", duration(max(a.Stop.Sub(now), 0)), at, why)
-		if a.Reason == StopIdle {
-			text += ": nobody is connected and nothing works in it; doing something in it, or a shell that stays open, puts it off"
+		if a.Reason != StopLifetime {
+			text += "; doing something in it, or a shell that stays open, puts it off"
 		}
 		return text
 	case a.Reason == StopIdle:
 		return "not before " + at + ", and only if it is not used until then"
+	case a.Reason == StopHours:
+		return "at " + at + ", outside of its hours, unless it is used then"
 	default:
 		return "at " + at + ", used or not"
 	}
 }
+
+// Problem says what keeps hours from being worked out; empty when nothing does.
+func (a *StopAhead) Problem() string {
+	if a.Outside == nil || a.Outside.Problem == "" {
+		return ""
+	}
+	return "it is not known when it is outside of its hours, so it is not stopped for that; that is tried again at " + instant(a.Outside.Ends) + ": " + a.Outside.Problem
+}
+
+func instant(at time.Time) string { return at.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 // Short says in one line of a list what is ahead, and the way out.
 func (a *StopAhead) Short(name string, now time.Time) string {
@@ -279,5 +336,5 @@ func (a *StopAhead) Kept(now time.Time) string {
 
 // Words says who keeps it, until when, and since when.
 func (k *Keep) Words(now time.Time) string {
-	return fmt.Sprintf("%s said %s ago that it is not stopped by itself before %s", k.By, duration(now.Sub(k.At)), k.Until.UTC().Format("2006-01-02 15:04:05 UTC"))
+	return fmt.Sprintf("%s said %s ago that it is not stopped by itself before %s", k.By, duration(now.Sub(k.At)), instant(k.Until))
 }

@@ -36,6 +36,7 @@ var kinds = []struct {
 	{keys.ErrDamaged, workspace.ErrorDamaged},
 	{snapshot.ErrWrongPassword, workspace.ErrorWrongKey},
 	{snapshot.ErrLittleMemory, workspace.ErrorNodeFull}, // another node may have more
+	{errUnguarded, workspace.ErrorNodeUnguarded},
 	{snapshot.ErrDamaged, workspace.ErrorDamaged},
 	{snapshot.ErrLimitExceeded, workspace.ErrorDamaged},
 	{snapshot.ErrUnsafePath, workspace.ErrorDamaged},

@@ -14,6 +14,16 @@ import (
 	"holdfast/workspace"
 )
 
+// errUnguarded: what is exclusive runs only where a process that outlives the agent pauses it.
+var errUnguarded = errors.New("no guard process holds the node's exclusive instances")
+
+// Holder keeps a node's exclusive instances from running without a lease, also when the agent is gone.
+type Holder interface {
+	// Hold takes an instance of the engine's, by its id, from before it is started until it is removed. Nil is the process's
+	// own word that it holds it, and has it written down.
+	Hold(ctx context.Context, id string) error
+}
+
 // PrepareImage makes the image available on the node.
 func (n *Node) PrepareImage(ctx context.Context, input workspace.PrepareImageInput) (workspace.PrepareImageResult, error) {
 	var result workspace.PrepareImageResult
@@ -52,11 +62,18 @@ func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceI
 		if err != nil {
 			return err
 		}
+		labels := n.labels(input.Target)
+		if input.Exclusive {
+			if n.Holder == nil {
+				return fmt.Errorf("starting: %w", errUnguarded)
+			}
+			labels[engine.LabelExclusive] = engine.Exclusive
+		}
 		id, err := n.Engine.Create(ctx, engine.Spec{
 			Name:        "holdfast-" + workspace.InstanceName(input.Target.WorkspaceID, input.Target.Token),
 			Image:       input.Image,
 			Environment: secrets.Environment,
-			Labels:      n.labels(input.Target),
+			Labels:      labels,
 			ContentDir:  content,
 			Hostname:    input.Target.Name,
 		})
@@ -64,6 +81,12 @@ func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceI
 			return fmt.Errorf("creating the instance: %w", err)
 		}
 		result.Container = id
+		if input.Exclusive {
+			// Before anything of it runs: from here on the guard pauses it, whatever becomes of this agent.
+			if err := n.Holder.Hold(ctx, id); err != nil {
+				return fmt.Errorf("starting: %w: %w", errUnguarded, err)
+			}
+		}
 		if mark.State != contentStarted {
 			// Before anything can write to the content: from here on only a backup lets it go.
 			mark.State = contentStarted

@@ -26,7 +26,9 @@ type Node struct {
 	Identity *keys.NodeIdentity
 	Lease    *Lease
 	// Guard, when set, knows why instances are paused.
-	Guard  *Guard
+	Guard *Guard
+	// Holder is the node's guard process, which outlives the agent. Nil: it has none, and runs nothing that is exclusive.
+	Holder Holder
 	Beater pulse.Beater
 	Logger *slog.Logger
 	// Reserve is the room in bytes that stays free on the node's disk, so that what is on it can always be worked with

@@ -16,6 +16,13 @@ const (
 	LabelNode      = "holdfast.node"      // the node's name
 )
 
+// LabelExclusive, with the value Exclusive, is carried by an instance that must be paused when its node has had no lease for a
+// while, whatever that node still reaches and whatever becomes of its agent (docs/decisions/0018-guard-process.md).
+const (
+	LabelExclusive = "holdfast.exclusive"
+	Exclusive      = "yes"
+)
+
 // Info says what an engine is, for doctor and for node registration.
 type Info struct {
 	Kind    string // "docker" or "process"

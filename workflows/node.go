@@ -162,6 +162,9 @@ const (
 // lease offers the lease and waits until it ends. A registration by a new incarnation ends the one before.
 func (n *lessor) lease(ctx workflow.Context, verifyKey []byte) (leaseOutcome, error) {
 	n.state.Epoch++
+	if n.registered {
+		n.state.Guard.Guarded, n.state.Guard.PauseAfter = n.state.Info.Guarded, n.state.Info.PauseAfter
+	}
 	n.registered = false
 	incarnation := n.state.Info.Incarnation
 	offered := workflow.Now(ctx)
@@ -191,6 +194,7 @@ func (n *lessor) lease(ctx workflow.Context, verifyKey []byte) (leaseOutcome, er
 		}
 		if !in {
 			cancel() // whoever takes it yet holds nothing
+			n.state.Guard.Beaten = workflow.Now(ctx)
 			n.late(ctx, offered.Add(leaseOffer))
 			return leaseNotTaken, nil
 		}
@@ -200,6 +204,7 @@ func (n *lessor) lease(ctx workflow.Context, verifyKey []byte) (leaseOutcome, er
 	}
 	if !future.IsReady() {
 		cancel() // the agent was started again: its old self holds nothing any more
+		n.state.Guard.Beaten = workflow.Now(ctx)
 		return leaseSuperseded, nil
 	}
 	var result workspace.LeaseResult
@@ -208,8 +213,10 @@ func (n *lessor) lease(ctx workflow.Context, verifyKey []byte) (leaseOutcome, er
 	switch {
 	case err == nil && result.Released:
 		n.state.Heard = workflow.Now(ctx)
+		n.guarded(workflow.Now(ctx), result.Guarded, result.PauseAfter)
 		return leaseReleased, nil
 	case err == nil:
+		n.guarded(workflow.Now(ctx), result.Guarded, result.PauseAfter)
 		return leaseRenew, nil
 	case errors.As(err, &timeout) && timeout.TimeoutType() == enumspb.TIMEOUT_TYPE_SCHEDULE_TO_START:
 		n.late(ctx, offered.Add(leaseOffer))

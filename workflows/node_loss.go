@@ -16,14 +16,29 @@ import (
 // timedOut notes when a node whose lease ended was last heard of, and whether the time-out came so late that it says
 // nothing about the node: a control plane that stood still finds every lease overdue when it goes on.
 func (n *lessor) timedOut(ctx workflow.Context, timeout *temporal.TimeoutError) {
+	n.state.Heard = workflow.Now(ctx)
+	if timeout == nil || timeout.TimeoutType() != enumspb.TIMEOUT_TYPE_HEARTBEAT {
+		n.guarded(workflow.Now(ctx), false, 0) // what its last beats said is not known
+		return
+	}
+	if !timeout.HasLastHeartbeatDetails() { // it took it and never beat: what was said before is still the last word
+		n.state.Guard.Beaten = workflow.Now(ctx)
+		return
+	}
 	var beat workspace.LeaseBeat
-	if timeout == nil || timeout.TimeoutType() != enumspb.TIMEOUT_TYPE_HEARTBEAT ||
-		!timeout.HasLastHeartbeatDetails() || timeout.LastHeartbeatDetails(&beat) != nil || beat.Sent.IsZero() {
-		n.state.Heard = workflow.Now(ctx)
+	if timeout.LastHeartbeatDetails(&beat) != nil || beat.Sent.IsZero() {
+		n.guarded(workflow.Now(ctx), false, 0)
 		return
 	}
 	n.state.Heard = beat.Sent
+	// By this side's clock: the server gives up so long after it had the last beat.
+	n.guarded(workflow.Now(ctx).Add(-leaseHeartbeat), beat.Guarded, beat.PauseAfter)
 	n.late(ctx, beat.Sent.Add(leaseHeartbeat))
+}
+
+// guarded notes what a beat said of the guard, which was sent before or at a moment.
+func (n *lessor) guarded(beaten time.Time, guarded bool, pauseAfter time.Duration) {
+	n.state.Guard = workspace.NodeGuard{Guarded: guarded, PauseAfter: pauseAfter, Beaten: beaten}
 }
 
 // late notes that the control plane was away when something comes later than it was due.

@@ -14,6 +14,7 @@ const (
 	ErrorConflict        ErrorType = "Conflict"        // a create-only object is there with other content
 	ErrorStaleToken      ErrorType = "StaleToken"      // a newer instance has been recorded (invariant 7)
 	ErrorNodeFull        ErrorType = "NodeFull"        // the node does not admit it; another may
+	ErrorNodeUnguarded   ErrorType = "NodeUnguarded"   // the node has no guard process for what is exclusive; another may
 	ErrorNoNode          ErrorType = "NoNode"          // no node is left to try
 	ErrorImageNotFound   ErrorType = "ImageNotFound"   //
 	ErrorImageDenied     ErrorType = "ImageDenied"     //

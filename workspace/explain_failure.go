@@ -54,6 +54,7 @@ var typedFailures = map[ErrorType]Failure{
 	ErrorConflict:        {Class: FailureContent, Words: "the catalog already holds another entry in that place", Mend: "another writer has been there: look with `holdfast snapshots NAME`, then `holdfast unstick NAME`"},
 	ErrorStaleToken:      {Class: FailureContent, Words: "a newer instance of the workspace has been recorded, so this one may no longer write"},
 	ErrorNodeFull:        {Class: FailureNode, Words: "the node has no room for it", Mend: "make room on the node, or name another with --node"},
+	ErrorNodeUnguarded:   {Class: FailureNode, Words: "the node has no guard process that would pause it if the node were cut off, and it must not run without", Mend: "see the log of the node's agent, or name another with --node"},
 	ErrorNoNode:          {Class: FailureNode, Words: "there is no node left to try", Mend: "look with `holdfast node list`; start an agent with `holdfast worker --node NODE`"},
 	ErrorImageNotFound:   {Class: FailureRegistry, Words: "the image does not exist", Mend: "name another with --image"},
 	ErrorImageDenied:     {Class: FailureRegistry, Words: "the registry denies the image", Mend: "log in on the node, or name another with --image"},

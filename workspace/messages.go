@@ -231,6 +231,10 @@ type StartInstanceInput struct {
 	Spec             Spec   `json:"spec"`
 	Secrets          []byte `json:"secrets,omitempty"` // sealed to the node
 	StopGraceSeconds int    `json:"stop_grace_seconds,omitempty"`
+	// Exclusive: nothing of the instance may run once another may have its content, whatever becomes of the node and its agent.
+	// It runs only where a guard process holds it (ErrorNodeUnguarded). An agent that knows no such process does not know
+	// this field either: only nodes that say NodeInfo.Guarded are asked.
+	Exclusive bool `json:"exclusive,omitempty"`
 }
 
 // StartInstanceResult names the container.

@@ -12,6 +12,9 @@ type NodeInfo struct {
 	Engine      string   `json:"engine"`      // docker or process
 	Version     string   `json:"version"`
 	Notes       []string `json:"notes,omitempty"`
+	// Guarded says that the node has a guard process now, and PauseAfter when that pauses exclusive instances (NodeGuard).
+	Guarded    bool          `json:"guarded,omitempty"`
+	PauseAfter time.Duration `json:"pause_after,omitempty"`
 }
 
 // NodePhase is a node's state.
@@ -51,6 +54,8 @@ type NodeState struct {
 	Cordoned string `json:"cordoned,omitempty"`
 	// Drain is the newest drain of the node, also one that has ended.
 	Drain *NodeDrain `json:"drain,omitempty"`
+	// Guard is what was last heard of its guard process.
+	Guard NodeGuard `json:"guard,omitzero"`
 	// Announced is what the node's workspaces were last told to the end.
 	Announced NodeNews `json:"announced,omitzero"`
 }
@@ -161,6 +166,9 @@ type LeaseBeat struct {
 	Instances int       `json:"instances"`
 	// Paused are the instances on the node that are paused, at most MaxPaused. For display only.
 	Paused []PausedInstance `json:"paused,omitempty"`
+	// Guarded says that the node's guard process answered just before this beat was sent, and PauseAfter what it has been told.
+	Guarded    bool          `json:"guarded,omitempty"`
+	PauseAfter time.Duration `json:"pause_after,omitempty"`
 }
 
 // PausedInstance is an instance that its node has paused (docs/decisions/0016-fence-pauses.md).
@@ -179,6 +187,9 @@ const MaxPaused = 50
 // LeaseResult says how a lease ended when it was not lost.
 type LeaseResult struct {
 	Released bool `json:"released"` // the agent is stopping
+	// Guarded and PauseAfter are as in the last LeaseBeat.
+	Guarded    bool          `json:"guarded,omitempty"`
+	PauseAfter time.Duration `json:"pause_after,omitempty"`
 }
 
 // ControlInfo is what the control side makes public.

@@ -66,6 +66,8 @@ type StackOptions struct {
 	DataDir string
 	// Nodes are the names of the nodes. Default node-1 and node-2.
 	Nodes []string
+	// NoNodes leaves all nodes out: they are elsewhere.
+	NoNodes bool
 	// Engine is docker or process; empty lets the agents choose.
 	Engine string
 	// Policy is as storage.ParsePolicy reads it. Default any.
@@ -117,7 +119,10 @@ func (o StackOptions) withDefaults() (StackOptions, error) {
 		return o, fmt.Errorf("finding the data directory: %w", err)
 	}
 	o.DataDir = dir
-	if len(o.Nodes) == 0 {
+	switch {
+	case o.NoNodes && len(o.Nodes) > 0:
+		return o, errors.New("nodes were named, and none is to be started")
+	case len(o.Nodes) == 0 && !o.NoNodes:
 		o.Nodes = []string{"node-1", "node-2"}
 	}
 	for i, node := range o.Nodes {

@@ -39,6 +39,18 @@ func campaign() bool { return os.Getenv("HOLDFAST_CAMPAIGN") != "" }
 type stack struct {
 	*devstack.Stack
 	dir string
+	// run runs the command; nil is as any program. A stack whose nodes are elsewhere has it run where they are reached.
+	run func(*exec.Cmd) error
+	// dirs are the directories of nodes that are not the stack's own.
+	dirs map[string]string
+}
+
+// NodeDir is where a node keeps everything.
+func (s *stack) NodeDir(name string) string {
+	if dir, other := s.dirs[name]; other {
+		return dir
+	}
+	return s.Stack.NodeDir(name)
 }
 
 // bringUp keeps stacks that start at the same time from finding the same free ports.
@@ -112,27 +124,34 @@ func (s *stack) end(t *testing.T) {
 		return
 	}
 	for _, node := range s.Nodes() {
-		containers, err := process.New(process.Options{Root: filepath.Join(s.NodeDir(node.Name()), "engine"), Supervisor: []string{binary(t), "engine-supervise"}, Logger: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Errorf("opening the engine of %s: %v", node.Name(), err)
+		endInstances(t, s.NodeDir(node.Name()))
+	}
+}
+
+// endInstances stops and removes all that the process engine runs in a node's directory.
+func endInstances(t *testing.T, dir string) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	containers, err := process.New(process.Options{Root: filepath.Join(dir, "engine"), Supervisor: []string{binary(t), "engine-supervise"}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Errorf("opening the engine in %s: %v", dir, err)
+		return
+	}
+	instances, err := containers.List(ctx, nil)
+	if err != nil {
+		t.Errorf("listing the instances in %s: %v", dir, err)
+	}
+	for _, instance := range instances {
+		if instance.ID == "" {
+			t.Error("an instance without an id")
 			continue
 		}
-		instances, err := containers.List(ctx, nil)
-		if err != nil {
-			t.Errorf("listing the instances of %s: %v", node.Name(), err)
+		if err := errors.Join(containers.Stop(ctx, instance.ID, time.Second), containers.Remove(ctx, instance.ID)); err != nil {
+			t.Errorf("removing instance %s: %v", instance.Name, err)
 		}
-		for _, instance := range instances {
-			if instance.ID == "" {
-				t.Error("an instance without an id")
-				continue
-			}
-			if err := errors.Join(containers.Stop(ctx, instance.ID, time.Second), containers.Remove(ctx, instance.ID)); err != nil {
-				t.Errorf("removing instance %s: %v", instance.Name, err)
-			}
-		}
-		if err := containers.Close(); err != nil {
-			t.Error(err)
-		}
+	}
+	if err := containers.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -179,7 +198,11 @@ func cliTo(t *testing.T, s *stack, stdout io.Writer, args ...string) result {
 	var stderr bytes.Buffer
 	command.Stdout, command.Stderr = stdout, &stderr
 	began := time.Now()
-	err := command.Run()
+	run := s.run
+	if run == nil {
+		run = (*exec.Cmd).Run
+	}
+	err := run(command)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatalf("holdfast %s: %v", strings.Join(args, " "), err)

@@ -2,8 +2,10 @@ package worker
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -111,17 +113,21 @@ func TestControlIdentity(t *testing.T) {
 func TestDataDirectoryHasOneAgent(t *testing.T) {
 	dir := t.TempDir()
 	logger := slog.New(slog.DiscardHandler)
-	release, err := holdDataDir(t.Context(), dir, logger)
+	release, name, err := holdDataDir(t.Context(), dir, logger)
 	require.NoError(t, err)
+	require.NotEmpty(t, name)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err = holdDataDir(ctx, dir, logger)
+	_, _, err = holdDataDir(ctx, dir, logger)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	second := make(chan error, 1)
 	go func() {
-		release, err := holdDataDir(t.Context(), dir, logger)
+		release, again, err := holdDataDir(t.Context(), dir, logger)
 		if err == nil {
 			release()
+			if again != name {
+				err = fmt.Errorf("the lock of one directory was called %s and %s", name, again)
+			}
 		}
 		second <- err
 	}()
@@ -132,4 +138,11 @@ func TestDataDirectoryHasOneAgent(t *testing.T) {
 	}
 	release()
 	require.NoError(t, <-second)
+	// A copy of a directory, with everything in it, is another one.
+	copied := t.TempDir()
+	require.NoError(t, os.CopyFS(copied, os.DirFS(dir)))
+	release, other, err := holdDataDir(t.Context(), copied, logger)
+	require.NoError(t, err)
+	defer release()
+	require.NotEqual(t, name, other)
 }

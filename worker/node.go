@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	enumspb "go.temporal.io/api/enums/v1"
 	"go.temporal.io/sdk/client"
 	"go.temporal.io/sdk/temporal"
-	"go.temporal.io/sdk/worker"
 
 	"holdfast/activities"
 	"holdfast/dataport"
@@ -97,7 +95,7 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	if err := os.MkdirAll(config.DataDir, 0o700); err != nil {
 		return fmt.Errorf("making the data directory: %w; choose another with --data-dir, or make it writable", err)
 	}
-	release, err := holdDataDir(ctx, config.DataDir, logger)
+	release, lock, err := holdDataDir(ctx, config.DataDir, logger)
 	if err != nil {
 		return err
 	}
@@ -173,35 +171,13 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	a := &agent{
 		config: config, volumes: volumes, lease: lease, client: leases,
 		info: workspace.NodeInfo{
-			Name: config.Name, Incarnation: uuid.NewString(), Recipient: identity.Recipient(),
+			Name: config.Name, Incarnation: uuid.NewString(), Recipient: identity.Recipient(), Lock: lock,
 			Address: port.Address(), Fingerprint: port.Fingerprint(), Version: config.Version,
 		},
 	}
-	workWorker := worker.New(work, workspace.NodeQueue(config.Name), worker.Options{
-		DisableWorkflowWorker:              true,
-		WorkerStopTimeout:                  config.StopGrace,
-		MaxConcurrentActivityExecutionSize: config.Concurrency,
-		MaxConcurrentActivityTaskPollers:   2,
-	})
-	activities.RegisterNode(workWorker, node)
-	// What came back after a loss can be a whole node's. It has a queue of its own, so that none of it takes the place of a start,
-	// a stop or a snapshot of what runs.
-	salvageWorker := worker.New(work, workspace.SalvageQueue(config.Name), worker.Options{
-		DisableWorkflowWorker:              true,
-		WorkerStopTimeout:                  config.StopGrace,
-		MaxConcurrentActivityExecutionSize: config.Salvages,
-		MaxConcurrentActivityTaskPollers:   1,
-	})
-	activities.RegisterNode(salvageWorker, node)
-	leaseWorker := worker.New(leases, workspace.LeaseQueue(config.Name), worker.Options{
-		DisableWorkflowWorker: true,
-		WorkerStopTimeout:     5 * time.Second,
-		// One that ends and one that begins.
-		MaxConcurrentActivityExecutionSize: 2,
-		MaxConcurrentActivityTaskPollers:   2,
-	})
-	activities.RegisterLease(leaseWorker, &activities.LeaseHolder{Lease: lease, Incarnation: a.info.Incarnation, Client: leases, Logger: logger, Guard: guard})
-
+	a.hold = func() (*tenure, error) {
+		return a.begin(work, node, &activities.LeaseHolder{Lease: lease, Incarnation: a.info.Incarnation, Client: leases, Logger: logger, Guard: guard})
+	}
 	a.scan(ctx)
 	go func() {
 		// Beside the work: deleting millions of files must keep the node neither from taking its lease nor from stopping.
@@ -210,31 +186,10 @@ func runNode(ctx context.Context, config NodeConfig) error {
 		}
 	}()
 	defer background(ctx, node.WatchUse)() // before the engine is closed
-	if err := leaseWorker.Start(); err != nil {
-		return fmt.Errorf("starting the lease worker: %w", err)
-	}
-	if err := workWorker.Start(); err != nil {
-		leaseWorker.Stop()
-		return fmt.Errorf("starting the worker: %w", err)
-	}
-	if err := salvageWorker.Start(); err != nil {
-		workWorker.Stop()
-		leaseWorker.Stop()
-		return fmt.Errorf("starting the worker for what was replaced: %w", err)
-	}
-	a.keepRegistered(ctx)
-
-	// In this order: refuse new streams, bring what is under way to a safe point, give the lease back.
-	logger.Info("agent stops")
-	stopPort()
-	err = <-served
-	var stopping sync.WaitGroup
-	for _, w := range []worker.Worker{workWorker, salvageWorker} {
-		stopping.Go(w.Stop)
-	}
-	stopping.Wait()
-	leaseWorker.Stop()
-	return err
+	return a.serve(ctx, func() error {
+		stopPort()
+		return <-served
+	})
 }
 
 // background runs something until the returned function is called, which waits for its end.
@@ -258,6 +213,8 @@ type agent struct {
 	lease   *activities.Lease
 	client  client.Client
 	info    workspace.NodeInfo
+	hold    func() (*tenure, error) // begins to take work
+	ready   bool                    // it has taken work before
 }
 
 // scan names what is on the node, and what belongs to nobody; nothing of it is ever removed by that (invariant 1).
@@ -282,44 +239,6 @@ func (a *agent) scan(ctx context.Context) {
 		a.info.Engine, a.info.Notes = info.Kind, info.Notes
 		if info.Details != "" {
 			a.info.Notes = append([]string{info.Details}, info.Notes...)
-		}
-	}
-}
-
-const (
-	registerEvery  = 3 * time.Second
-	registerWithin = 10 * time.Second
-)
-
-// keepRegistered announces the agent whenever it has no lease, until the context ends.
-func (a *agent) keepRegistered(ctx context.Context) {
-	ready := false
-	ticker := time.NewTicker(registerEvery)
-	defer ticker.Stop()
-	quick := time.NewTicker(100 * time.Millisecond)
-	defer quick.Stop()
-	announced := time.Time{}
-	for {
-		held := a.lease.Check() == nil
-		if held && !ready {
-			ready = true
-			quick.Stop()
-			a.config.Logger.Info("agent takes work", "address", a.info.Address, "engine", a.info.Engine)
-			if a.config.Ready != nil {
-				a.config.Ready()
-			}
-		}
-		if !held && time.Since(announced) >= registerEvery {
-			announced = time.Now()
-			if err := a.register(ctx); err != nil && ctx.Err() == nil {
-				a.config.Logger.Warn("announcing the node", "error", err)
-			}
-		}
-		select {
-		case <-ticker.C:
-		case <-quick.C:
-		case <-ctx.Done():
-			return
 		}
 	}
 }

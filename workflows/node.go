@@ -66,6 +66,10 @@ func (n *lessor) setup(ctx workflow.Context) error {
 				if request.Info.Incarnation == "" || request.Info.Recipient == "" {
 					return badInput(errors.New("a registration needs an incarnation and a recipient"))
 				}
+				// A refusal leaves nothing in the history, however often it is asked for.
+				if err := workspace.Admit(n.state, request.Info); err != nil {
+					return temporal.NewNonRetryableApplicationError(err.Error(), string(workspace.ErrorNameTaken), nil)
+				}
 				return nil
 			},
 		})

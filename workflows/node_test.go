@@ -133,7 +133,7 @@ func (a *agents) look(at time.Duration) *workspace.NodeState {
 }
 
 func registration(incarnation string) workspace.RegisterRequest {
-	return workspace.RegisterRequest{Info: workspace.NodeInfo{Name: "node-1", Incarnation: incarnation, Recipient: "age1" + incarnation}}
+	return workspace.RegisterRequest{Info: workspace.NodeInfo{Name: "node-1", Incarnation: incarnation, Recipient: "age1node-1", Lock: "lock"}}
 }
 
 // register announces an agent at a time and returns the rejection, if any.

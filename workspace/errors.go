@@ -37,6 +37,7 @@ const (
 	ErrorHookFailed      ErrorType = "HookFailed"      // a hook failed whose failure is to keep what it belongs to from being done
 	ErrorOlderVersion    ErrorType = "OlderVersion"    // going on would, or might, go back in time (invariant 4)
 	ErrorNodeLost        ErrorType = "NodeLost"        // its node is lost
+	ErrorNameTaken       ErrorType = "NameTaken"       // another agent has the node of that name
 )
 
 // Errors that the command and its callers tell apart.

@@ -70,6 +70,7 @@ var typedFailures = map[ErrorType]Failure{
 	ErrorContentChanged:  {Class: FailureContent, Words: "the content changed after it was backed up", Mend: "find what on the node still writes to it, then stop the workspace again"},
 	ErrorDiskFull:        {Class: FailureDisk, Words: "the node's disk is full", Mend: "make room on the node"},
 	ErrorNodeLost:        {Class: FailureNode, Words: "the node that has the workspace is lost", Mend: "see `holdfast node list`; it goes on by itself when the node returns, or elsewhere from the newest verified version"},
+	ErrorNameTaken:       {Class: FailureNode, Words: "another agent has the node of that name", Mend: "give one of them another name with --node, or stop it"},
 	ErrorUploadMissing:   {Class: FailureSource, Words: "the promised content was not sent", Mend: "send it again with `holdfast start NAME --from-dir DIR`"},
 	ErrorSource:          {Class: FailureSource, Words: "the git repository could not be cloned", Mend: "check the address and its credentials"},
 }

@@ -4,9 +4,12 @@ import "time"
 
 // NodeInfo is what an agent says of its node when it registers.
 type NodeInfo struct {
-	Name        string   `json:"name"`
-	Incarnation string   `json:"incarnation"` // new for every start of the agent
-	Recipient   string   `json:"recipient"`   // the node's age public key: what only it may read is sealed to this
+	Name        string `json:"name"`
+	Incarnation string `json:"incarnation"` // new for every start of the agent
+	Recipient   string `json:"recipient"`   // the node's age public key: what only it may read is sealed to this
+	// Lock names the lock that this start of the agent has on its data directory: two starts with the same one never live at the same
+	// time. Empty: an agent that does not tell it.
+	Lock        string   `json:"lock,omitempty"`
 	Address     string   `json:"address"`     // host:port of its data port
 	Fingerprint string   `json:"fingerprint"` // hexadecimal SHA-256 of the data port's certificate
 	Engine      string   `json:"engine"`      // docker or process

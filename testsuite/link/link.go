@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"time"
 )
 
 // Link forwards connections to an address. While it is cut nothing goes through in either direction and nobody is told:
@@ -18,6 +19,7 @@ type Link struct {
 	mu      sync.Mutex // guards what follows
 	open    chan struct{}
 	cut     bool
+	delay   time.Duration
 	ends    map[net.Conn]bool
 	closing chan struct{}
 }
@@ -28,10 +30,15 @@ func New(target string) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a link to %s: %w", target, err)
 	}
+	return On(listener, target), nil
+}
+
+// On forwards what a listener accepts to the target, host:port, until Close, which closes the listener, too.
+func On(listener net.Listener, target string) *Link {
 	l := &Link{target: target, listener: listener, open: make(chan struct{}), ends: map[net.Conn]bool{}, closing: make(chan struct{})}
 	close(l.open)
 	l.relays.Go(l.accept)
-	return l, nil
+	return l
 }
 
 // Address is where the link is reached, host:port.
@@ -54,6 +61,13 @@ func (l *Link) Mend() {
 		l.cut = false
 		close(l.open)
 	}
+}
+
+// Delay has each piece that goes through wait for a time first, in each direction; 0 ends that. What comes meanwhile waits behind it.
+func (l *Link) Delay(delay time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.delay = delay
 }
 
 // Close ends the link and all that goes through it.
@@ -107,6 +121,16 @@ func (l *Link) keep(end net.Conn) bool {
 
 // passes waits until something may go through; false when nothing ever will.
 func (l *Link) passes() bool {
+	l.mu.Lock()
+	delay := l.delay
+	l.mu.Unlock()
+	if delay > 0 {
+		select {
+		case <-l.closing:
+			return false
+		case <-time.After(delay):
+		}
+	}
 	for {
 		l.mu.Lock()
 		open, cut := l.open, l.cut

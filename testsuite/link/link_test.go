@@ -99,6 +99,28 @@ func TestLinkThatIsClosedWhileCut(t *testing.T) {
 	require.Error(t, err)
 }
 
+// A link with a delay gives everything late, and in order; without it again at once.
+func TestLinkThatIsSlow(t *testing.T) {
+	l, err := link.New(echo(t))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.Close()) })
+	connection, from := dial(t, l.Address())
+	const delay = 150 * time.Millisecond
+	l.Delay(delay)
+	began := time.Now()
+	for _, line := range []string{"one", "two"} {
+		_, err = connection.Write([]byte(line + "\n"))
+		require.NoError(t, err)
+	}
+	hears(t, from, "one")
+	hears(t, from, "two")
+	require.GreaterOrEqual(t, time.Since(began), 2*delay, "there and back")
+	l.Delay(0)
+	_, err = connection.Write([]byte("at once\n"))
+	require.NoError(t, err)
+	hears(t, from, "at once")
+}
+
 // What nobody listens behind ends at once.
 func TestLinkToNobody(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

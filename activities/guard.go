@@ -78,7 +78,8 @@ type Guard struct {
 	written         moment // what of reached was written down
 	writing         bool
 	known           map[string]*guarded // by workspace.InstanceName
-	unsure          bool                // it was without a lease: what was replaced meanwhile has not been looked for
+	listeners       map[*listener]bool
+	unsure          bool // it was without a lease: what was replaced meanwhile has not been looked for
 	looks           uint64
 	alone           bool // that nothing is reached was said
 }
@@ -167,7 +168,7 @@ func (g *Guard) list(ctx context.Context) ([]*guarded, error) {
 				known = &guarded{name: name, workspace: instance.Labels[engine.LabelWorkspace], token: token, id: instance.ID, title: titles[name]}
 			}
 			if !known.busy {
-				known.paused = instance.Status == engine.StatusPaused
+				g.is(known, instance.Status == engine.StatusPaused)
 			}
 			here[name] = known
 		}

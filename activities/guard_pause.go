@@ -43,7 +43,7 @@ func (g *Guard) change(ctx context.Context, instance *guarded, paused bool, caus
 		defer g.mutex.Unlock()
 		instance.busy = false
 		if err == nil {
-			instance.paused = paused
+			g.is(instance, paused)
 		}
 		g.told(instance, paused, cause, err)
 	})

@@ -33,6 +33,10 @@ func (n *Node) instance(ctx context.Context, claims dataport.Claims) (engine.Ins
 // Exec runs a command in the instance.
 func (n *Node) Exec(ctx context.Context, claims dataport.Claims, request dataport.ExecRequest, streams dataport.Streams) (int, error) {
 	defer n.use.connect(claims)()
+	connected, left := context.WithCancel(ctx)
+	telling := n.tellOfPauses(connected, claims, streams.Notice) // before the look, so that no pause comes between
+	defer telling()
+	defer left()
 	instance, err := n.instance(ctx, claims)
 	if err != nil {
 		return 0, err

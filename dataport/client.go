@@ -72,8 +72,9 @@ func (c *Client) Shell(ctx context.Context, request ExecRequest, streams Streams
 }
 
 func (c *Client) exec(ctx context.Context, verb Verb, request ExecRequest, streams Streams) (int, error) {
-	end, err := c.call(ctx, verb, streamRequest{Exec: &request}, exchange{
+	end, err := c.call(ctx, verb, streamRequest{Exec: &request, Notices: streams.Notice != nil}, exchange{
 		input: streams.Stdin, hasInput: true, stdout: orDiscard(streams.Stdout), stderr: orDiscard(streams.Stderr), resize: streams.Resize,
+		notice: streams.Notice,
 	})
 	if err != nil {
 		return -1, fmt.Errorf("%s on the node: %w", verb, err)

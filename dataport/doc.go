@@ -20,7 +20,10 @@
 //	                 'w' terminal size (JSON)          'p' ping
 //	server → client  'b' begin (JSON, download only)   'o' stdout, log or tar bytes   '2' stderr
 //	                 'c' credit: so many bytes of input may follow (4 bytes)
+//	                 'n' notice (text, exec and shell only, when the request asks for them)
 //	                 'r' result (JSON)   'x' error (JSON)   'p' ping
+//
+// A notice is for the person at the terminal and no part of what the command prints.
 //
 // Exactly one 'r' or 'x' ends a stream that went well or badly; a connection that ends without either was cut, and is
 // always an error (ErrCut) on the side that notices, never a short success. Input is sent against credit, so that the

@@ -24,6 +24,7 @@ type exchange struct {
 	stdout   io.Writer
 	stderr   io.Writer
 	begin    func(DownloadInfo) error
+	notice   func(text string)
 }
 
 // call opens a stream, sends the request and exchanges frames until the stream ends.
@@ -179,6 +180,11 @@ func (r *running) receive() (result, error) {
 			err = writeTo(r.stdout, payload)
 		case frameStderr:
 			err = writeTo(r.stderr, payload)
+		case frameNotice:
+			if r.notice == nil {
+				return result{}, fmt.Errorf("%w: a notice that was not asked for", errProtocol)
+			}
+			r.notice(printable(string(payload)))
 		case frameCredit:
 			err = r.grant(payload)
 		case frameBegin:

@@ -28,6 +28,7 @@ const (
 	frameCredit  frameType = 'c'
 	frameResult  frameType = 'r'
 	frameError   frameType = 'x'
+	frameNotice  frameType = 'n'
 )
 
 const (
@@ -48,7 +49,7 @@ func (t frameType) limit() int {
 		return 4
 	case frameResize:
 		return 256
-	case frameInput, frameStdout, frameStderr, frameBegin, frameResult, frameError:
+	case frameInput, frameStdout, frameStderr, frameBegin, frameResult, frameError, frameNotice:
 		return maxData
 	}
 	return -1

@@ -67,6 +67,9 @@ type Streams struct {
 	Stdout io.Writer
 	Stderr io.Writer
 	Resize <-chan engine.Size
+	// Notice, when set, is given what the node has to say to the person meanwhile, such as that the instance is paused. It is
+	// called by one goroutine at a time, of its own.
+	Notice func(text string)
 }
 
 // DownloadRequest asks for content.

@@ -94,6 +94,7 @@ type streamRequest struct {
 	Logs     *engine.LogOptions `json:"logs,omitempty"`
 	Hooks    bool               `json:"hooks,omitempty"` // with Logs: what the hooks printed instead
 	Download *DownloadRequest   `json:"download,omitempty"`
+	Notices  bool               `json:"notices,omitempty"` // with Exec: the client takes them, as older ones do not
 }
 
 // readRequest reads and checks the request frame.

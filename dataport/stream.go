@@ -129,8 +129,11 @@ func (s *stream) perform(ctx context.Context, request streamRequest) (outcome re
 		if err := s.input.open(); err != nil {
 			return outcome, err
 		}
-		outcome.ExitCode, err = host.Exec(ctx, s.claims, *request.Exec, Streams{
-			Stdin: s.input, Stdout: out, Stderr: &dataWriter{conn: s.frames, kind: frameStderr}, Resize: s.resize})
+		streams := Streams{Stdin: s.input, Stdout: out, Stderr: &dataWriter{conn: s.frames, kind: frameStderr}, Resize: s.resize}
+		if request.Notices {
+			streams.Notice = s.notice
+		}
+		outcome.ExitCode, err = host.Exec(ctx, s.claims, *request.Exec, streams)
 	case VerbLogs:
 		if request.Hooks {
 			err = host.HookLog(ctx, s.claims, out)
@@ -153,6 +156,11 @@ func (s *stream) perform(ctx context.Context, request streamRequest) (outcome re
 		outcome.Files, outcome.Bytes = uploaded.Files, uploaded.Bytes
 	}
 	return outcome, err
+}
+
+// notice tells the client something that the command does not print. Whoever reads the stream notices when it has failed.
+func (s *stream) notice(text string) {
+	_ = s.frames.write(frameNotice, []byte(printable(s.redact.clean(text))))
 }
 
 func (s *stream) download(ctx context.Context, request DownloadRequest, out io.Writer) error {

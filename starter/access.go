@@ -148,7 +148,7 @@ func (p *program) interactive(c *cli.Context, name string, verb workspace.Verb, 
 	return p.withControl(c, func(ctx context.Context, control control, s settings) error {
 		input := workspace.AccessInput{Name: name, Verb: verb, Subject: s.Owner}
 		return p.throughGrants(ctx, control, input, func(_ workspace.Grant, client dataClient) (bool, error) {
-			streams := dataport.Streams{Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr}
+			streams := dataport.Streams{Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr, Notice: p.notice(request.TTY)}
 			used := &countingReader{r: p.stdin}
 			streams.Stdin = used
 			if request.TTY {
@@ -176,6 +176,20 @@ func (p *program) interactive(c *cli.Context, name string, verb workspace.Verb, 
 			}
 		})
 	})
+}
+
+// notice tells what a node says beside a command: on standard error, or, where that is not the terminal on which a person has the
+// command's own, on that one. It is never among what a program reads.
+func (p *program) notice(tty bool) func(text string) {
+	if !tty {
+		return func(text string) { fmt.Fprintln(p.stderr, wrapText("note: "+text, 6)) }
+	}
+	terminal := p.stderr
+	if !p.stderrTerminal && p.stdoutTerminal {
+		terminal = p.stdout
+	}
+	// A raw terminal goes to the beginning of a line only when it is told to.
+	return func(text string) { fmt.Fprintf(terminal, "\r\nnote: %s\r\n", strings.ReplaceAll(text, "\n", "\r\n")) }
 }
 
 func (p *program) logs(c *cli.Context) error {

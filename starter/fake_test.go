@@ -132,6 +132,7 @@ type fakeDataPort struct {
 	uploads  []string
 	uploadOK func(attempt int) error
 	requests []dataport.ExecRequest
+	notices  []string
 }
 
 func (f *fakeDataPort) Exec(_ context.Context, request dataport.ExecRequest, streams dataport.Streams) (int, error) {
@@ -140,6 +141,9 @@ func (f *fakeDataPort) Exec(_ context.Context, request dataport.ExecRequest, str
 		return 0, f.err
 	}
 	io.WriteString(streams.Stdout, f.content)
+	for _, notice := range f.notices {
+		streams.Notice(notice)
+	}
 	return f.exit, nil
 }
 

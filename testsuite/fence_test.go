@@ -125,6 +125,15 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 			old := engineOf(t, s, "node-1")
 			_, bareContent := contentDir(t, s, "bare")
 			count, bareCount := counts(t, s, "web", content), counts(t, s, "bare", bareContent)
+			connected := make(chan result, 1)
+			go func() {
+				defer close(connected)
+				connected <- cli(t, s, "exec", "web", "--", "sh", "-c", "echo begun | tee begun; sleep 3600")
+			}()
+			waitFor(t, "somebody is connected", patience, func() bool {
+				_, err := os.Stat(filepath.Join(content, "begun"))
+				return err == nil
+			})
 			must(t, s, 0, nil, "backup", "web") // bare never was, so that it waits for its node (A10)
 
 			path.Cut()
@@ -154,6 +163,10 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 			require.NotContains(t, statuses(t, old, was.ID), "1", "what was replaced is gone")
 			require.Equal(t, now.Instance.Token, saved.Instance.Token)
 			requireSaved(t, s, "web", saved.Salvaged[0].Snapshot, stood)
+			// Who was connected was told why nothing moved, beside what the command printed.
+			told := <-connected
+			require.Equal(t, "begun\n", told.stdout)
+			require.Contains(t, strings.Join(strings.Fields(told.stderr), " "), "note: workspace web is paused: instance 2 has taken its place", told)
 			waitState(t, s, "bare", "it is found where it was", patience, func(state workspace.State) bool {
 				return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Token == bare.Instance.Token
 			})

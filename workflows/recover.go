@@ -433,7 +433,7 @@ func (w *entity) withoutLostNode(ctx workflow.Context) error {
 		}
 		return refusal
 	}
-	w.leaveKept("its node is lost; a snapshot of exactly this content was gone on with")
+	w.giveUpKept(ctx, "its node is lost; a snapshot of exactly this content was gone on with")
 	w.notice(ctx)
 	return nil
 }

@@ -14,7 +14,8 @@ import (
 )
 
 // What an instance that was replaced after the loss of its node had is not thrown away and not put over newer work (A12):
-// when the node has returned, the instance is stopped there, and its content is snapshotted as one that no commit names.
+// when the node has returned, the instance is stopped there, and its content is snapshotted as one that no commit names. The
+// same is done with what a person's command went on without (A16).
 // A person finds it with `holdfast snapshots`. Once every store holds that snapshot whole, the content is removed from the
 // node (A19, docs/decisions/0017-recovered-content.md).
 
@@ -109,7 +110,11 @@ func (w *entity) salvage(ctx workflow.Context) error {
 	w.state.Operation.Snapshot = left.Snapshot
 	if left.Unsaved() {
 		err := s.save(ctx)
-		s.ended(ctx, err, "saving it when the node returned failed: ")
+		doing := "saving it when the node returned failed: "
+		if left := s.left(); left != nil && left.Chosen != "" {
+			doing = "saving it failed: "
+		}
+		s.ended(ctx, err, doing)
 		if err != nil || s.left().Omitted > 0 || !removesSaved(ctx) {
 			return err
 		}
@@ -235,7 +240,7 @@ func (s *salvaging) remove(ctx workflow.Context) error {
 		return err
 	}
 	s.state.Salvaged = append(s.state.Salvaged, workspace.Salvaged{
-		Node: s.node, Token: s.token, Snapshot: left.Snapshot, Saved: left.Saved, Removed: workflow.Now(ctx), Files: left.Files, Bytes: left.Bytes,
+		Node: s.node, Token: s.token, Snapshot: left.Snapshot, Saved: left.Saved, Removed: workflow.Now(ctx), Files: left.Files, Bytes: left.Bytes, Chosen: left.Chosen,
 	})
 	s.state.Salvaged = slices.Clone(s.state.Salvaged[max(0, len(s.state.Salvaged)-workspace.MaxSalvaged):])
 	s.state.Left = slices.DeleteFunc(s.state.Left, func(left workspace.Kept) bool { return left.Node == s.node && left.Token == s.token })
@@ -248,8 +253,11 @@ func (s *salvaging) ended(ctx workflow.Context, err error, doing string) {
 	if left == nil {
 		return
 	}
-	lost := "its node was lost; "
-	saved := fmt.Sprintf("%swhen it returned, this was saved as the recovered snapshot %s (`holdfast snapshots %s`)", lost, left.Snapshot, s.state.Name)
+	lost, returned := "its node was lost; ", "when it returned, "
+	if left.Chosen != "" {
+		lost, returned = left.Chosen+"; ", ""
+	}
+	saved := fmt.Sprintf("%s%sthis was saved as the recovered snapshot %s (`holdfast snapshots %s`)", lost, returned, left.Snapshot, s.state.Name)
 	kind, words := describe(err)
 	switch {
 	case temporal.IsCanceledError(err):

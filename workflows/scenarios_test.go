@@ -284,6 +284,26 @@ var scenarios = []scenario{
 		s.bringBack(nodeOne) // its agent is started again
 		s.request(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}, workspace.Stopped)
 	}},
+	{"given_up", atlas, func(s *scene) {
+		s.start()
+		backed := s.request(workspace.UpdateBackup, workspace.BackupRequest{Subject: "ada"}, workspace.Running)
+		s.locked(s.change)
+		s.failing(func(name string, _ int) error {
+			if name == workspace.ActivityBackup {
+				return errors.New("no route to the store")
+			}
+			return nil
+		})
+		s.locked(func() { delete(s.attempts, workspace.ActivityBackup) })
+		s.ask(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"})
+		s.reached(workspace.ActivityBackup)
+		s.request(workspace.UpdateUnstick, workspace.UnstickRequest{Subject: "ada"}, workspace.Stopped)
+		s.failing(nil)
+		s.request(workspace.UpdateStart, workspace.StartRequest{Subject: "ada", NotNode: nodeOne, AcceptVersion: backed.Head.Snapshot}, workspace.Running)
+		s.until("saved, and removed", func(state workspace.State) bool {
+			return state.Operation == nil && len(state.Left) == 0 && len(state.Salvaged) == 1
+		})
+	}},
 	{"move", atlas, func(s *scene) {
 		s.start()
 		s.locked(s.change)

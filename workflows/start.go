@@ -35,11 +35,11 @@ func (w *entity) start(ctx workflow.Context, request *workspace.StartRequest) er
 	}
 	plan := launch{only: request.Node, exclude: request.NotNode}
 	if request.AcceptVersion != "" && w.state.Kept != nil {
-		// The person goes on without what is on the node. It stays there.
+		// The person goes on without what is on the node. It is saved, and then removed there.
 		if !w.isHead(request.AcceptVersion) {
 			return w.olderVersion(ctx, request.AcceptVersion)
 		}
-		w.leaveKept("a start with --accept-version went on without it")
+		w.giveUpKept(ctx, "a start with --accept-version went on without it")
 	}
 	if w.state.Kept != nil {
 		if err := w.withoutLostNode(ctx); err != nil {
@@ -77,7 +77,23 @@ func (w *entity) olderVersion(ctx workflow.Context, accepted string) error {
 	return &refusalError{workspace.ErrorOlderVersion, message}
 }
 
-// leaveKept notes content that a person chose to go on without.
+// giveUpKept notes content that is gone on without. It may hold work that no commit has, so it is saved as a recovered snapshot, and
+// then removed from its node (A16, A19), as what a lost node had. What a workflow from before that has left stays.
+func (w *entity) giveUpKept(ctx workflow.Context, why string) {
+	if workflow.GetVersion(ctx, "save-what-is-given-up", workflow.DefaultVersion, 1) == workflow.DefaultVersion {
+		w.leaveKept(why)
+		return
+	}
+	kept := w.state.Kept
+	_, lost := w.lost[kept.Node]
+	// The snapshot that there may be is not a recovered one, and not surely of what is there now.
+	w.state.Left = append(w.state.Left, workspace.Kept{
+		Node: kept.Node, Token: kept.Token, Sequence: kept.Sequence, Sealed: kept.Sealed, Why: why, Chosen: why, Replaced: true, Back: !lost,
+	})
+	w.state.Kept = nil
+}
+
+// leaveKept notes content that stays on its node.
 func (w *entity) leaveKept(why string) {
 	left := *w.state.Kept
 	left.Why, left.Sealed = why, nil
@@ -425,7 +441,7 @@ func (w *entity) restore(ctx workflow.Context, request *workspace.RestoreRequest
 		if w.state.Kept.Snapshot == "" {
 			return &refusalError{workspace.ErrorRefused, "content that is not backed up is kept on node " + w.state.Kept.Node}
 		}
-		w.leaveKept("an older snapshot was restored while a store did not yet hold it")
+		w.giveUpKept(ctx, "an older snapshot was restored while a store did not yet hold it")
 	}
 	if err := w.chooseHead(ctx, request.Snapshot); err != nil {
 		var refusal *refusalError

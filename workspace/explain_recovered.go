@@ -34,8 +34,12 @@ func (k *Kept) Stays(now time.Time) string {
 
 // Kept says what a recovered snapshot is, and how long it is kept.
 func (s *Salvaged) Kept() string {
-	return fmt.Sprintf("What instance %d still had when node %s returned is in the recovered snapshot %s (%d files, %s), saved at %s. It is on no node any more, is never the newest version, and stays in the stores until a person removes it.",
-		s.Token, s.Node, Short(s.Snapshot), s.Files, size(s.Bytes), s.Saved.UTC().Format("2006-01-02 15:04:05 MST"))
+	when := fmt.Sprintf("when node %s returned", s.Node)
+	if s.Chosen != "" {
+		when = fmt.Sprintf("on node %s (%s)", s.Node, s.Chosen)
+	}
+	return fmt.Sprintf("What instance %d still had %s is in the recovered snapshot %s (%d files, %s), saved at %s. It is on no node any more, is never the newest version, and stays in the stores until a person removes it.",
+		s.Token, when, Short(s.Snapshot), s.Files, size(s.Bytes), s.Saved.UTC().Format("2006-01-02 15:04:05 MST"))
 }
 
 // RecoveredSnapshot is the newest recovered snapshot that is known of; empty when there is none.

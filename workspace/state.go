@@ -53,8 +53,8 @@ type State struct {
 	// Kept is content on a node that is not yet surely on every provider of the policy. While it is set, the content is
 	// the newest there is, and a start adopts it.
 	Kept *Kept `json:"kept,omitempty"`
-	// Left is content on nodes that was gone on without. What is Replaced is saved when its node returns, and then removed; the
-	// rest is what a person chose to go on without, and is never removed by itself.
+	// Left is content on nodes that was gone on without. What is Replaced is saved while its node is there, and then removed; the
+	// rest was left by a version that did not do so, and is never removed by itself.
 	Left []Kept `json:"left,omitempty"`
 	// Salvaged is what was saved of instances that were replaced and is on no node any more, newest last, at most MaxSalvaged.
 	Salvaged []Salvaged `json:"salvaged,omitempty"`
@@ -118,9 +118,11 @@ type Kept struct {
 	AcceptedOmissions bool `json:"accepted_omissions,omitempty"`
 	// Replaced is set when its node was lost and another instance took its place; Back when that node has returned since,
 	// so that what it has can be saved, and removed. Then Snapshot is a recovered one.
-	Replaced bool   `json:"replaced,omitempty"`
-	Back     bool   `json:"back,omitempty"`
-	Sealed   []byte `json:"sealed,omitempty"` // the repository's password, sealed to the node
+	Replaced bool `json:"replaced,omitempty"`
+	// Chosen says that a person, or their command, went on without it, and how; empty for what a lost node had.
+	Chosen string `json:"chosen,omitempty"`
+	Back   bool   `json:"back,omitempty"`
+	Sealed []byte `json:"sealed,omitempty"` // the repository's password, sealed to the node
 	// Saved is when the stores were seen to hold Snapshot, of Files and Bytes; Omitted is how many things it does not hold as
 	// they were, which keep the content.
 	Saved   time.Time `json:"saved,omitzero"`
@@ -141,7 +143,7 @@ type Kept struct {
 // Unsaved says whether what was left of a replaced instance is still to be saved.
 func (k *Kept) Unsaved() bool { return k.Replaced && !k.Removed && (k.Snapshot == "" || k.Again) }
 
-// Salvaged is a recovered snapshot: what an instance that was replaced still had when its node returned. It stays in the stores
+// Salvaged is a recovered snapshot: what an instance that was replaced, or gone on without, still had. It stays in the stores
 // until a person removes it, and is never the newest version.
 type Salvaged struct {
 	Node     string    `json:"node"`
@@ -151,6 +153,7 @@ type Salvaged struct {
 	Removed  time.Time `json:"removed"` // when the node had nothing of it any more
 	Files    int64     `json:"files"`
 	Bytes    int64     `json:"bytes"`
+	Chosen   string    `json:"chosen,omitempty"` // as Kept.Chosen
 }
 
 // Placed is one placement: a node, and the token of the instance that was placed there.

@@ -7,15 +7,17 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sort"
+	"sync"
 	"time"
 
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
+	"golang.org/x/sync/errgroup"
 
 	"holdfast/catalog"
 	"holdfast/dataport"
+	"holdfast/fleet"
 	"holdfast/keys"
 	"holdfast/snapshot"
 	"holdfast/storage"
@@ -225,8 +227,7 @@ func (c *Control) RecordDeleted(ctx context.Context, input workspace.RecordDelet
 	return classify(c.Catalog.DiscardRepository(ctx, input.WorkspaceID, workspace.RepositoryPrefix(input.WorkspaceID)))
 }
 
-// Place chooses a node: ready, not excluded, the one that holds least. Visibility only names candidates; whether a
-// node is ready is asked of its workflow.
+// Place chooses a node by fleet.Choose. Visibility only names candidates; whether a node is ready is asked of its workflow.
 func (c *Control) Place(ctx context.Context, input workspace.PlaceInput) (workspace.PlaceResult, error) {
 	result, err := c.place(ctx, input)
 	return result, classify(err)
@@ -240,51 +241,64 @@ func (c *Control) place(ctx context.Context, input workspace.PlaceInput) (worksp
 			return workspace.PlaceResult{}, err
 		}
 	}
-	type candidate struct {
-		info workspace.NodeInfo
-		held int
-	}
-	var candidates []candidate
-	var passed []string
-	var unheard error
-	for _, name := range names {
-		if slices.Contains(input.Exclude, name) {
-			passed = append(passed, name+" was tried or is to be avoided")
-			continue
-		}
-		state, err := c.node(ctx, name)
-		switch {
-		case errors.Is(err, errNoNode):
-			passed = append(passed, name+" has never registered")
-			continue
-		case err != nil:
-			// One node that cannot be asked about keeps nobody from the others.
-			unheard = errors.Join(unheard, err)
-			continue
-		case state.Phase != workspace.NodeReady:
-			passed = append(passed, fmt.Sprintf("%s is %s (%s)", name, state.Phase, state.Reason))
-			continue
-		case state.Cordoned != "" && input.Only == "":
-			passed = append(passed, fmt.Sprintf("%s was cordoned by %s", name, state.Cordoned))
-			continue
-		}
-		placements, err := c.Catalog.Placements(ctx, name)
-		if err != nil {
-			c.Logger.Warn("counting what a node holds", "node", name, "error", err)
-		}
-		candidates = append(candidates, candidate{state.Info, len(placements)})
-	}
-	if len(candidates) == 0 && unheard != nil {
+	nodes, infos, unheard := c.candidates(ctx, names, input)
+	chosen, passed := fleet.Choose(nodes, fleet.Want{Only: input.Only, Avoid: input.Exclude})
+	switch {
+	case chosen != "":
+		return workspace.PlaceResult{Node: chosen, Recipient: infos[chosen].Recipient}, nil
+	case unheard != nil:
 		return workspace.PlaceResult{}, fmt.Errorf("choosing a node for workspace %s: %w", input.Name, unheard) // passes
-	}
-	if len(candidates) == 0 {
+	default:
 		return workspace.PlaceResult{}, permanent(workspace.ErrorNoNode, fmt.Errorf("no node can take workspace %s: %v; `holdfast node list` shows them", input.Name, passed))
 	}
-	sort.SliceStable(candidates, func(i, j int) bool {
-		a, b := candidates[i], candidates[j]
-		return a.held < b.held || a.held == b.held && a.info.Name < b.info.Name
-	})
-	return workspace.PlaceResult{Node: candidates[0].info.Name, Recipient: candidates[0].info.Recipient}, nil
+}
+
+// candidates asks what is known of the nodes, of all at once: one that cannot be asked about, which is in the error, keeps nobody from the others.
+func (c *Control) candidates(ctx context.Context, names []string, input workspace.PlaceInput) (nodes []fleet.Node, infos map[string]workspace.NodeInfo, unheard error) {
+	infos = map[string]workspace.NodeInfo{}
+	var mutex sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(2 * tellParallel)
+	for _, name := range names {
+		group.Go(func() error {
+			node, info, err := c.candidate(ctx, name, input)
+			mutex.Lock()
+			defer mutex.Unlock()
+			if err != nil {
+				unheard = errors.Join(unheard, err)
+				return nil
+			}
+			nodes, infos[name] = append(nodes, node), info
+			return nil
+		})
+	}
+	_ = group.Wait() // each error is in unheard
+	return nodes, infos, unheard
+}
+
+func (c *Control) candidate(ctx context.Context, name string, input workspace.PlaceInput) (fleet.Node, workspace.NodeInfo, error) {
+	node := fleet.Node{Name: name}
+	if slices.Contains(input.Exclude, name) {
+		return node, workspace.NodeInfo{}, nil // it is not even asked
+	}
+	state, err := c.node(ctx, name)
+	switch {
+	case errors.Is(err, errNoNode):
+		return node, workspace.NodeInfo{}, nil
+	case err != nil:
+		return node, workspace.NodeInfo{}, err
+	}
+	node.Registered, node.Ready, node.Cordoned = true, state.Phase == workspace.NodeReady, state.Cordoned
+	node.State = fmt.Sprintf("%s (%s)", state.Phase, state.Reason)
+	if !node.Ready {
+		return node, state.Info, nil
+	}
+	placements, err := c.Catalog.Placements(ctx, name)
+	if err != nil {
+		c.Logger.Warn("counting what a node holds", "node", name, "error", err)
+	}
+	node.Holds = len(placements)
+	return node, state.Info, nil
 }
 
 func (c *Control) nodes(ctx context.Context) ([]string, error) {

@@ -195,20 +195,28 @@ type fleetView struct {
 	mutex  sync.Mutex
 	taken  time.Time
 	states []workspace.NodeState
+	silent int // how many nodes could not be asked about
 }
 
 func (f *fleetView) look(ctx context.Context, c *Control) ([]workspace.NodeState, error) {
+	states, _, err := f.lookAll(ctx, c)
+	return states, err
+}
+
+// lookAll is look, and says how many nodes could not be asked about.
+func (f *fleetView) lookAll(ctx context.Context, c *Control) (all []workspace.NodeState, unheard int, err error) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	if time.Since(f.taken) < fleetFor {
-		return f.states, nil
+		return f.states, f.silent, nil
 	}
 	names, err := c.nodes(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	began := time.Now()
 	states := make([]workspace.NodeState, len(names))
+	silent := make([]bool, len(names))
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(2 * tellParallel)
 	for i, name := range names {
@@ -217,6 +225,7 @@ func (f *fleetView) look(ctx context.Context, c *Control) ([]workspace.NodeState
 			if err != nil && ctx.Err() == nil {
 				// One node that cannot be asked about holds up nobody. It counts neither as lost nor as there.
 				c.Logger.Warn("asking about a node", "node", name, "error", err)
+				silent[i] = true
 				return nil
 			}
 			states[i] = state
@@ -224,9 +233,14 @@ func (f *fleetView) look(ctx context.Context, c *Control) ([]workspace.NodeState
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	f.states = slices.DeleteFunc(states, func(s workspace.NodeState) bool { return s.Info.Name == "" })
-	f.taken = began
-	return f.states, nil
+	f.taken, f.silent = began, 0
+	for _, is := range silent {
+		if is {
+			f.silent++
+		}
+	}
+	return f.states, f.silent, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.temporal.io/sdk/worker"
@@ -66,10 +67,11 @@ func RunControl(ctx context.Context, config ControlConfig) error {
 		MaxConcurrentActivityExecutionSize: 64,
 	})
 	workflows.Register(control)
-	activities.RegisterControl(control, &activities.Control{
+	effects := &activities.Control{
 		Client: temporal, Catalog: d.catalog, Master: master, Keys: identity, Logger: config.Logger,
 		Snapshots: d.snapshots, SingleWrite: config.SingleWrite,
-	})
+	}
+	activities.RegisterControl(control, effects)
 	if err := control.Start(); err != nil {
 		return fmt.Errorf("control worker: starting: %w", err)
 	}
@@ -77,7 +79,14 @@ func RunControl(ctx context.Context, config ControlConfig) error {
 	if config.Ready != nil {
 		config.Ready(identity.Recipient())
 	}
+	var watching sync.WaitGroup
+	if config.MetricsAddress != "" { // else nobody would see it
+		fleet := activities.NewFleetMetrics()
+		d.metrics.MustRegister(fleet)
+		watching.Go(func() { effects.WatchFleet(ctx, fleet) })
+	}
 	<-ctx.Done()
+	watching.Wait()
 	control.Stop()
 	return nil
 }

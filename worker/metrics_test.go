@@ -2,12 +2,14 @@ package worker
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -35,7 +37,7 @@ func scrape(t *testing.T, address string) map[string]string {
 }
 
 // requireDocumented compares Holdfast's own metrics with the list in docs/operations.md.
-func requireDocumented(t *testing.T, served map[string]string) {
+func requireDocumented(t *testing.T, workers ...map[string]string) {
 	t.Helper()
 	page, err := os.ReadFile(filepath.Join("..", "docs", "operations.md"))
 	require.NoError(t, err)
@@ -44,6 +46,10 @@ func requireDocumented(t *testing.T, served map[string]string) {
 		documented[name[1]] = true
 	}
 	names := map[string]bool{}
+	served := map[string]string{}
+	for _, one := range workers {
+		maps.Copy(served, one)
+	}
 	for name := range served {
 		if name, _, _ = strings.Cut(name, "{"); strings.HasPrefix(name, "holdfast_") {
 			for _, part := range []string{"_bucket", "_sum", "_count"} {
@@ -52,7 +58,7 @@ func requireDocumented(t *testing.T, served map[string]string) {
 			names[name] = true
 		}
 	}
-	require.Equal(t, names, documented, "what an agent serves, and what docs/operations.md lists")
+	require.Equal(t, names, documented, "what workers serve, and what docs/operations.md lists")
 }
 
 // TestMetricsOfAWorker scrapes both roles after a workspace was started, stopped through a backup, and started again.
@@ -99,7 +105,13 @@ func TestMetricsOfAWorker(t *testing.T) {
 		require.True(t, found, "no pollers of queue %s among Temporal's metrics", role)
 	}
 
-	requireDocumented(t, agent)
+	require.Eventually(t, func() bool {
+		control = scrape(t, s.controlMetrics)
+		return control[`holdfast_nodes{phase="Ready"}`] == "1"
+	}, patience, 100*time.Millisecond)
+	require.Equal(t, "0", control[`holdfast_drain_late{node="node-1"}`])
+	require.Equal(t, "0", control["holdfast_fleet_look_failed"])
+	requireDocumented(t, agent, control)
 
 	address := s.agentMetrics
 	stopAgent()

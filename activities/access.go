@@ -11,6 +11,7 @@ import (
 	"holdfast/dataport"
 	"holdfast/keys"
 	"holdfast/snapshot"
+	"holdfast/storage"
 	"holdfast/workspace"
 )
 
@@ -190,7 +191,7 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*perStore)
 	defer cancel()
-	commits, holders, failed := c.Catalog.Commits(ctx, state.ID)
+	commits, holders, failed := c.Catalog.CommitsToShow(ctx, state.ID)
 	for provider, err := range failed {
 		result.Notes = append(result.Notes, fmt.Sprintf("%s cannot be asked: %v", provider, err))
 	}
@@ -239,11 +240,12 @@ func (c *Control) stored(ctx context.Context, id string) (infos []snapshot.Info,
 	if err != nil {
 		return nil, nil, err
 	}
-	stores, err := c.Catalog.StoresOf(ctx, id)
+	stores, err := c.Catalog.StoresToRead(ctx, id)
 	if err != nil {
 		return nil, nil, err
 	}
-	mirror, err := repositoryMirror(c.Catalog, stores, id, c.Stores)
+	// It is to be shown: a store that nobody heard is in unseen, and is not waited for.
+	mirror, err := repositoryMirror(storage.PolicyAny, stores, id, c.Stores)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -253,7 +253,7 @@ func (n *Node) repairRepository(ctx context.Context, id string, progress *meter)
 	if err != nil {
 		return none, err
 	}
-	mirror, err := repositoryMirror(n.Catalog, stores, id, n.Stores)
+	mirror, err := repositoryMirror(n.Catalog.Policy(), stores, id, n.Stores)
 	if err != nil {
 		return none, err
 	}

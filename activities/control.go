@@ -132,7 +132,7 @@ func (c *Control) password(ctx context.Context, id, name string) ([]byte, error)
 		return nil, fmt.Errorf("unwrapping the password of workspace %s, which master key %s wrapped: %w", name, stored.MasterKey, err)
 	}
 	// On all stores, whichever its snapshots are written to: it is then there when they come to be written to more.
-	mirror, err := repositoryMirror(c.Catalog, c.Catalog.Providers(), id, c.Stores)
+	mirror, err := repositoryMirror(c.Catalog.Policy(), c.Catalog.Providers(), id, c.Stores)
 	if err != nil {
 		return nil, err
 	}

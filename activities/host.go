@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -144,25 +145,47 @@ func inside(content, path string) (dir, name string, err error) {
 	return dir, "", nil
 }
 
+// downloadSnapshot reads a snapshot from the stores, without waiting for one that does not answer. Only when those that do answer do not
+// have it are all waited for.
 func (n *Node) downloadSnapshot(ctx context.Context, claims dataport.Claims, request dataport.DownloadRequest, begin dataport.BeginDownload) error {
-	repository, err := n.repository(ctx, claims.WorkspaceID, claims.Sealed)
+	repository, err := n.readable(ctx, claims.WorkspaceID, claims.Sealed)
+	if err == nil {
+		defer repository.Close()
+		found, unseen, listing := repository.SnapshotsSeen(ctx)
+		if at := slices.IndexFunc(found, func(info snapshot.Info) bool { return info.ID == claims.Snapshot }); at >= 0 {
+			return dumpSnapshot(ctx, repository, found[at], request, begin)
+		}
+		if err = listing; err == nil && unseen == nil {
+			return noSnapshot(claims)
+		}
+	}
+	if ctx.Err() != nil {
+		return err
+	}
+	patient, err := n.repository(ctx, claims.WorkspaceID, claims.Sealed)
 	if err != nil {
 		return err
 	}
-	defer repository.Close()
-	stored, err := repository.Snapshots(ctx)
+	defer patient.Close()
+	found, err := patient.Snapshots(ctx)
 	if err != nil {
 		return fmt.Errorf("reading snapshots: %w", err)
 	}
-	for _, found := range stored {
-		if found.ID != claims.Snapshot {
-			continue
-		}
-		w, err := begin(dataport.DownloadInfo{Source: dataport.SourceSnapshot, Time: found.Time, Snapshot: found.ID})
-		if err != nil {
-			return err
-		}
-		return repository.Dump(ctx, found.ID, request.Path, w, snapshot.DumpOptions{Archive: "tar"})
+	at := slices.IndexFunc(found, func(info snapshot.Info) bool { return info.ID == claims.Snapshot })
+	if at < 0 {
+		return noSnapshot(claims)
 	}
+	return dumpSnapshot(ctx, patient, found[at], request, begin)
+}
+
+func dumpSnapshot(ctx context.Context, repository *snapshot.Repository, found snapshot.Info, request dataport.DownloadRequest, begin dataport.BeginDownload) error {
+	w, err := begin(dataport.DownloadInfo{Source: dataport.SourceSnapshot, Time: found.Time, Snapshot: found.ID})
+	if err != nil {
+		return err
+	}
+	return repository.Dump(ctx, found.ID, request.Path, w, snapshot.DumpOptions{Archive: "tar"})
+}
+
+func noSnapshot(claims dataport.Claims) error {
 	return fmt.Errorf("snapshot %s: %w: %w", claims.Snapshot, dataport.ErrNotHere, snapshot.ErrNoSnapshot)
 }

@@ -93,7 +93,25 @@ func (n *Node) repositoryOn(ctx context.Context, stores []storage.Provider, id s
 	if err != nil {
 		return nil, fmt.Errorf("opening the password of workspace %s: %w", id, err)
 	}
-	mirror, err := repositoryMirror(n.Catalog, stores, id, n.Stores)
+	return n.repositoryBy(ctx, n.Catalog.Policy(), stores, id, password)
+}
+
+// readable opens the workspace's repository for a person who only reads, and waits: what one store says of what is named by its hash is
+// enough, so that a store which is away, or silent, is not waited for, whatever the policy requires of a write.
+func (n *Node) readable(ctx context.Context, id string, sealed []byte) (*snapshot.Repository, error) {
+	password, err := n.Identity.Open(sealed, keys.PurposeRepositoryPassword)
+	if err != nil {
+		return nil, fmt.Errorf("opening the password of workspace %s: %w", id, err)
+	}
+	stores, err := n.Catalog.StoresToRead(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return n.repositoryBy(ctx, storage.PolicyAny, stores, id, password)
+}
+
+func (n *Node) repositoryBy(ctx context.Context, policy storage.Policy, stores []storage.Provider, id string, password []byte) (*snapshot.Repository, error) {
+	mirror, err := repositoryMirror(policy, stores, id, n.Stores)
 	if err != nil {
 		return nil, err
 	}
@@ -102,12 +120,12 @@ func (n *Node) repositoryOn(ctx context.Context, stores []storage.Provider, id s
 	return snapshot.Open(ctx, mirror, password, options)
 }
 
-func repositoryMirror(c *catalog.Catalog, stores []storage.Provider, id string, options storage.MirrorOptions) (*storage.Mirror, error) {
+func repositoryMirror(policy storage.Policy, stores []storage.Provider, id string, options storage.MirrorOptions) (*storage.Mirror, error) {
 	providers := make([]storage.Provider, len(stores))
 	for i, provider := range stores {
 		providers[i] = storage.Sub(provider, workspace.RepositoryPrefix(id))
 	}
-	options.Policy = c.Policy()
+	options.Policy = policy
 	return storage.NewMirror(providers, options)
 }
 

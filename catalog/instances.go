@@ -188,22 +188,28 @@ func keyOf(value any) string {
 // Commits reads every commit of a workspace from all providers, in order, and says which providers have each and
 // which could not be read to the end.
 func (c *Catalog) Commits(ctx context.Context, id string) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
-	return c.commitsBelow(ctx, workspacePrefix(id)+"commits/")
+	return c.commitsBelow(ctx, workspacePrefix(id)+"commits/", c.required())
+}
+
+// CommitsToShow is Commits for a person, who waits: when one provider has been read, those that are away or silent are among the failed.
+// Nothing is to be decided by it.
+func (c *Catalog) CommitsToShow(ctx context.Context, id string) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
+	return c.commitsBelow(ctx, workspacePrefix(id)+"commits/", 1)
 }
 
 // CommitsOf is Commits for one instance.
 func (c *Catalog) CommitsOf(ctx context.Context, id string, token uint64) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
-	return c.commitsBelow(ctx, workspacePrefix(id)+"commits/"+digits(token)+"/")
+	return c.commitsBelow(ctx, workspacePrefix(id)+"commits/"+digits(token)+"/", c.required())
 }
 
-func (c *Catalog) commitsBelow(ctx context.Context, prefix string) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
+func (c *Catalog) commitsBelow(ctx context.Context, prefix string, enough int) (commits []workspace.Commit, holders map[string][]string, failed map[string]error) {
 	type held struct {
 		key    string
 		commit workspace.Commit
 	}
 	holders, failed = map[string][]string{}, map[string]error{}
 	seen := map[string]bool{}
-	for _, answer := range storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: c.required()},
+	for _, answer := range storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: enough},
 		func(ctx context.Context, provider storage.Provider, beat func()) (all []held, err error) {
 			keys, err := c.keysBelow(ctx, provider, prefix)
 			for _, key := range keys {

@@ -36,6 +36,33 @@ func (c *Catalog) StoresOf(ctx context.Context, id string) ([]storage.Provider, 
 	return c.named(record.Stores)
 }
 
+// StoresToRead is StoresOf for who only reads, and is waited for: one answer is enough for a provider that is away, or silent, not to
+// be waited for. When not all have answered it is all providers, since a record that nobody heard of may name others: what is
+// read is verified, and a store that lacks it is passed over.
+func (c *Catalog) StoresToRead(ctx context.Context, id string) ([]storage.Provider, error) {
+	var newest uint64
+	for _, answer := range storage.Ask(ctx, storage.Question{Providers: c.providers, Enough: 1, Within: c.answerWithin},
+		func(ctx context.Context, provider storage.Provider, _ func()) (uint64, error) {
+			return highest(ctx, provider, workspacePrefix(id)+"instances/")
+		}, nil) {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("finding the stores of %s: %w", id, ctx.Err())
+		}
+		if answer.Err != nil {
+			return c.providers, nil
+		}
+		newest = max(newest, answer.Value)
+	}
+	if newest == 0 {
+		return c.providers, nil
+	}
+	record, err := c.Instance(ctx, id, newest)
+	if err != nil {
+		return nil, fmt.Errorf("finding the stores of %s: %w", id, err)
+	}
+	return c.named(record.Stores)
+}
+
 // named are the providers with these URLs, all of them when none is named.
 func (c *Catalog) named(urls []string) ([]storage.Provider, error) {
 	if len(urls) == 0 {

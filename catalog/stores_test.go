@@ -91,3 +91,30 @@ func TestStoresThatAreNotConfigured(t *testing.T) {
 	_, err = c.Choose(ctx, "w", 0)
 	require.ErrorIs(t, err, catalog.ErrUnknownStore, "it is not forgotten where the snapshots are")
 }
+
+// Who reads is not kept waiting by a store that is away, and is not sent to fewer stores than may have what is read.
+func TestStoresToRead(t *testing.T) {
+	ctx := t.Context()
+	for _, policy := range []storage.Policy{storage.PolicyAny, storage.PolicyAll} {
+		c, a, b := stores(policy)
+		read := func() (urls []string) {
+			t.Helper()
+			found, err := c.StoresToRead(ctx, id)
+			require.NoError(t, err)
+			for _, p := range found {
+				urls = append(urls, p.URL())
+			}
+			return urls
+		}
+		both := []string{a.URL(), b.URL()}
+		require.Equal(t, both, read(), "nothing is recorded")
+		few := record(1, "")
+		few.Stores = both[:1]
+		require.NoError(t, c.RecordInstance(ctx, few))
+		require.Equal(t, both[:1], read(), "as the record says")
+		away(b)
+		require.Equal(t, both, read(), "the other may have a newer record")
+		away(a)
+		require.Equal(t, both, read(), "what is read says what is wrong")
+	}
+}

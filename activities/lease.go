@@ -14,6 +14,7 @@ import (
 	"go.temporal.io/sdk/temporal"
 
 	"holdfast/activities/pulse"
+	"holdfast/guard"
 	"holdfast/workspace"
 )
 
@@ -148,6 +149,8 @@ type LeaseHolder struct {
 	Logger *slog.Logger
 	// Guard, when set, says which instances are paused: it travels in the beats, for people to see.
 	Guard *Guard
+	// Process is the node's guard process, which is told of every acknowledged beat; nil: there is none.
+	Process *guard.Client
 }
 
 // HoldLease beats until the lease is lost, renewed by the workflow, or given back because the agent stops.
@@ -167,12 +170,13 @@ func (h *LeaseHolder) HoldLease(ctx context.Context, input workspace.LeaseInput)
 	ticker := time.NewTicker(beatInterval)
 	defer ticker.Stop()
 	for {
-		sent := h.Lease.now()
+		sent, at := h.Lease.now(), guard.Now()
 		err := h.beat(ctx, info.TaskToken, h.details(input.Epoch, sent))
 		var gone *serviceerror.NotFound
 		switch {
 		case err == nil:
 			h.Lease.renew(input.Epoch, sent)
+			h.Process.Beat(at)
 		case errors.As(err, &gone), temporal.IsCanceledError(err), errors.Is(err, activity.ErrActivityPaused), errors.Is(err, activity.ErrActivityReset):
 			h.Logger.Warn("lease lost", "epoch", input.Epoch, "error", err)
 			return workspace.LeaseResult{}, fmt.Errorf("lease %d was taken away: %w", input.Epoch, err)
@@ -180,12 +184,12 @@ func (h *LeaseHolder) HoldLease(ctx context.Context, input workspace.LeaseInput)
 			h.Logger.Warn("lease beat failed", "epoch", input.Epoch, "error", err)
 		}
 		if time.Until(info.Deadline) < input.Timeout {
-			return workspace.LeaseResult{}, nil // the workflow renews it
+			return h.result(false), nil // the workflow renews it
 		}
 		select {
 		case <-ticker.C:
 		case <-activity.GetWorkerStopChannel(ctx):
-			return workspace.LeaseResult{Released: true}, nil
+			return h.result(true), nil
 		case <-ctx.Done():
 			return workspace.LeaseResult{}, ctx.Err()
 		}
@@ -194,7 +198,15 @@ func (h *LeaseHolder) HoldLease(ctx context.Context, input workspace.LeaseInput)
 
 func (h *LeaseHolder) details(epoch uint64, sent moment) workspace.LeaseBeat {
 	paused := h.Guard.Paused()
-	return workspace.LeaseBeat{Epoch: epoch, Sent: sent.wall, Paused: paused[:min(len(paused), workspace.MaxPaused)]}
+	guarded, pauseAfter := h.Process.Guarded()
+	return workspace.LeaseBeat{
+		Epoch: epoch, Sent: sent.wall, Paused: paused[:min(len(paused), workspace.MaxPaused)], Guarded: guarded, PauseAfter: pauseAfter,
+	}
+}
+
+func (h *LeaseHolder) result(released bool) workspace.LeaseResult {
+	guarded, pauseAfter := h.Process.Guarded()
+	return workspace.LeaseResult{Released: released, Guarded: guarded, PauseAfter: pauseAfter}
 }
 
 func (h *LeaseHolder) beat(ctx context.Context, taskToken []byte, beat workspace.LeaseBeat) error {

@@ -16,6 +16,7 @@ import (
 
 	"go.temporal.io/sdk/client"
 
+	"holdfast/guard"
 	"holdfast/storage/resolver/dnsserver"
 )
 
@@ -216,6 +217,12 @@ func (s *Stack) stopAll(ctx context.Context) error {
 		return c.Stop(ctx)
 	}
 	note(s.together(s.nodes, halt))
+	for _, node := range s.nodes {
+		// One whose agent was killed for good is still there. What it still holds it guards on.
+		if err := guard.End(ctx, filepath.Join(s.NodeDir(node.name), "guard")); !errors.Is(err, guard.ErrHolds) {
+			note(err)
+		}
+	}
 	note(halt(s.control))
 	note(halt(s.storage))
 	if s.client != nil {

@@ -19,6 +19,9 @@ import (
 	"holdfast/workspace"
 )
 
+// guardRole is the command that is a node's guard process.
+const guardRole = "guard"
+
 // storageRole is the hidden command that serves the one-machine stack's GCS emulator.
 const storageRole = "storage-emulator"
 
@@ -40,6 +43,19 @@ func (p *program) roleCommands() []*cli.Command {
 				&cli.StringFlag{Name: "log-level", EnvVars: []string{"HOLDFAST_LOG_LEVEL"}, Value: "info", Usage: "`LEVEL` of the log: debug, info, warn or error"},
 			},
 			Action: p.worker,
+		},
+		{
+			Name: guardRole, Usage: "be the process that pauses a node's exclusive workspaces when the node has had no lease for a while; agents start it by themselves",
+			Description: "It outlives the node's agent: also when that is killed, frozen or removed, what nothing else may write to stands still.\n" +
+				"An agent starts it, or finds it running. Run it as a service of its own where the agent's end takes all its processes along.",
+			Flags: []cli.Flag{
+				&cli.StringFlag{Name: "node", Usage: "the node's `NAME`, for its usual data directory"},
+				&cli.StringFlag{Name: "data-dir", EnvVars: []string{"HOLDFAST_DATA_DIR"}, Usage: "the node's data directory (`DIR`; default: nodes/NAME in the state directory)"},
+				&cli.BoolFlag{Name: "replace", Usage: "take over from one that runs, without a gap; else it is waited for"},
+				&cli.StringFlag{Name: "log-format", EnvVars: []string{"HOLDFAST_LOG_FORMAT"}, Value: "text", Usage: "`FORMAT` of the log on standard error: text or json"},
+				&cli.StringFlag{Name: "log-level", EnvVars: []string{"HOLDFAST_LOG_LEVEL"}, Value: "info", Usage: "`LEVEL` of the log: debug, info, warn or error"},
+			},
+			Action: p.guard,
 		},
 		{
 			Name: storageRole, Hidden: true, Usage: "serve the one-machine stack's GCS emulator",
@@ -201,6 +217,7 @@ func (p *program) agent(c *cli.Context, d deployment, config worker.NodeConfig) 
 		return fail(exitFailed, "opening the container engine: %w", err).
 			withMend("start it and let this user use it, or run workspaces as processes with --engine process")
 	}
+	config.GuardCommand = []string{program, guardRole, "--data-dir", dir, "--replace"}
 	config.DataDir, config.Engine, config.Listen, config.Advertise = dir, containers, c.String("listen"), c.String("advertise")
 	return endedWell(c.Context, worker.RunNode(c.Context, config))
 }

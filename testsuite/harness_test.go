@@ -23,6 +23,7 @@ import (
 	"holdfast/devstack"
 	"holdfast/devstack/devtest"
 	"holdfast/engine/process"
+	"holdfast/guard"
 	"holdfast/storage/gcsemulator"
 	"holdfast/worker"
 	"holdfast/workspace"
@@ -119,6 +120,12 @@ func (s *stack) end(t *testing.T) {
 	}
 	if err := s.Stop(ctx); err != nil {
 		t.Errorf("stopping the stack: %v", err)
+	}
+	for _, node := range s.Nodes() {
+		// One whose agent was killed for good is still there, whatever it holds.
+		if err := guard.Stop(ctx, worker.GuardDir(s.NodeDir(node.Name()))); err != nil {
+			t.Errorf("stopping the guard of %s: %v", node.Name(), err)
+		}
 	}
 	if s.File().Engine != "process" {
 		return

@@ -17,6 +17,7 @@ import (
 	"holdfast/activities"
 	"holdfast/dataport"
 	"holdfast/engine"
+	"holdfast/guard"
 	"holdfast/keys"
 	"holdfast/workspace"
 )
@@ -40,6 +41,9 @@ type NodeConfig struct {
 	// PauseAfter is how long the node may reach neither Temporal nor a store before it pauses its instances. Default
 	// DefaultPauseAfter.
 	PauseAfter time.Duration
+	// GuardCommand is the program, with its arguments, that is the node's guard process (package guard). Empty: the node has none,
+	// and runs nothing that is exclusive.
+	GuardCommand []string
 	// Concurrency is how many activities the node runs at once. Default 8: backups are bound by disk and network, and
 	// what waits in the queue waits safely.
 	Concurrency int
@@ -87,6 +91,9 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	if config.Concurrency <= 0 {
 		config.Concurrency = 8
 	}
+	if config.PauseAfter == 0 {
+		config.PauseAfter = DefaultPauseAfter
+	}
 	if config.Salvages <= 0 {
 		config.Salvages = 2
 	}
@@ -119,7 +126,7 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	}
 	var leases client.Client
 	var connected atomic.Bool // leases is set
-	guard := &activities.Guard{
+	watch := &activities.Guard{
 		Node: config.Name, Engine: config.Engine, Catalog: d.catalog, Lease: lease, Volumes: volumes, Logger: logger, PauseAfter: config.PauseAfter,
 		Memory: filepath.Join(config.DataDir, "guard.json"), Metrics: activities.NewGuardMetrics(),
 		Temporal: func(ctx context.Context) error {
@@ -130,9 +137,17 @@ func runNode(ctx context.Context, config NodeConfig) error {
 			return err
 		},
 	}
-	d.metrics.MustRegister(guard.Metrics)
+	d.metrics.MustRegister(watch.Metrics)
 	// Before anything is waited for: an agent that is started again while its node is cut off guards what runs there.
-	defer background(ctx, guard.Run)()
+	defer background(ctx, watch.Run)()
+	var outliving *guard.Client
+	if len(config.GuardCommand) > 0 {
+		outliving = &guard.Client{
+			Dir: GuardDir(config.DataDir), Command: config.GuardCommand, Version: config.Version, PauseAfter: config.PauseAfter,
+			Engine: config.Engine, Node: config.Name, Logger: logger,
+		}
+		defer background(ctx, outliving.Run)()
+	}
 
 	// The lease has a connection of its own, so that a busy node never misses a beat.
 	work, err := d.connect(ctx, config.Name)
@@ -147,8 +162,11 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	connected.Store(true)
 
 	node := &activities.Node{
-		Name: config.Name, Engine: config.Engine, Volumes: volumes, Catalog: d.catalog, Identity: identity, Lease: lease, Guard: guard,
+		Name: config.Name, Engine: config.Engine, Volumes: volumes, Catalog: d.catalog, Identity: identity, Lease: lease, Guard: watch,
 		Beater: work, Logger: logger, Reserve: config.Reserve, Snapshots: d.snapshots, StorageNote: d.stale.note,
+	}
+	if outliving != nil {
+		node.Holder = outliving
 	}
 	port, err := dataport.New(dataport.ServerOptions{
 		Listen: config.Listen, Advertise: config.Advertise, Node: config.Name, Dir: config.DataDir,
@@ -169,16 +187,17 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	}()
 
 	a := &agent{
-		config: config, volumes: volumes, lease: lease, client: leases,
+		config: config, volumes: volumes, lease: lease, client: leases, guard: outliving,
 		info: workspace.NodeInfo{
 			Name: config.Name, Incarnation: uuid.NewString(), Recipient: identity.Recipient(), Lock: lock,
 			Address: port.Address(), Fingerprint: port.Fingerprint(), Version: config.Version,
 		},
 	}
 	a.hold = func() (*tenure, error) {
-		return a.begin(work, node, &activities.LeaseHolder{Lease: lease, Incarnation: a.info.Incarnation, Client: leases, Logger: logger, Guard: guard})
+		return a.begin(work, node, &activities.LeaseHolder{Lease: lease, Incarnation: a.info.Incarnation, Client: leases, Logger: logger, Guard: watch, Process: outliving})
 	}
 	a.scan(ctx)
+	a.awaitGuard(ctx)
 	go func() {
 		// Beside the work: deleting millions of files must keep the node neither from taking its lease nor from stopping.
 		if err := volumes.EmptyTrash(ctx); err != nil && ctx.Err() == nil {
@@ -212,6 +231,7 @@ type agent struct {
 	volumes *activities.Volumes
 	lease   *activities.Lease
 	client  client.Client
+	guard   *guard.Client // may be nil
 	info    workspace.NodeInfo
 	hold    func() (*tenure, error) // begins to take work
 	ready   bool                    // it has taken work before
@@ -243,7 +263,33 @@ func (a *agent) scan(ctx context.Context) {
 	}
 }
 
+// guardWithin is how long the first announcement waits for the guard process.
+const guardWithin = 5 * time.Second
+
+// awaitGuard gives the guard process a moment, so that the node's first word is that it has one.
+func (a *agent) awaitGuard(ctx context.Context) {
+	if a.guard == nil {
+		return
+	}
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for began := time.Now(); time.Since(began) < guardWithin; {
+		if guarded, _ := a.guard.Guarded(); guarded {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// GuardDir is where a node's guard process keeps its things.
+func GuardDir(dataDir string) string { return filepath.Join(dataDir, "guard") }
+
 func (a *agent) register(ctx context.Context) error {
+	a.info.Guarded, a.info.PauseAfter = a.guard.Guarded()
 	ctx, cancel := context.WithTimeout(ctx, registerWithin)
 	defer cancel()
 	operation := a.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{

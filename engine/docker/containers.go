@@ -157,7 +157,7 @@ func (e *Engine) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if found.State.Paused {
+	if stands(found) {
 		return fmt.Errorf("starting %s: %w", id, engine.ErrPaused)
 	}
 	if found.State.Running {
@@ -183,8 +183,11 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 	if !found.State.Running && !found.State.Paused {
 		return nil
 	}
+	// Frozen processes cannot hear SIGTERM.
+	if err := thaw(found); err != nil {
+		return fmt.Errorf("letting the container %s go on to its end: %w", id, err)
+	}
 	if found.State.Paused {
-		// Frozen processes cannot hear SIGTERM.
 		if err := e.client.ContainerUnpause(ctx, found.ID); err != nil && !errdefs.IsConflict(err) {
 			if again, err := e.inspect(ctx, id); err != nil || again.State.Paused {
 				return errors.Join(mapError("unpausing the container", err), err)
@@ -262,8 +265,11 @@ func (e *Engine) changePause(ctx context.Context, id string, paused bool, change
 	if !found.State.Running {
 		return fmt.Errorf("%w: %s is %s", engine.ErrNotRunning, id, found.State.Status)
 	}
-	if found.State.Paused == paused {
+	if stands(found) == paused {
 		return nil
+	}
+	if !paused && !found.State.Paused {
+		return thaw(found)
 	}
 	if err := change(ctx, found.ID); err != nil {
 		if again, inspectErr := e.inspect(ctx, id); inspectErr == nil && again.State.Running && again.State.Paused == paused {
@@ -288,10 +294,18 @@ func (e *Engine) Inspect(ctx context.Context, id string) (engine.Instance, error
 	}
 	instance := engine.Instance{
 		ID: found.ID, Name: strings.TrimPrefix(found.Name, "/"), Image: found.Config.Image, Labels: labels,
-		Status: statusOf(found.State), ExitCode: found.State.ExitCode, OOMKilled: found.State.OOMKilled,
+		Status: status(found), ExitCode: found.State.ExitCode, OOMKilled: found.State.OOMKilled,
 		StartedAt: parseTime(found.State.StartedAt), FinishedAt: parseTime(found.State.FinishedAt),
 	}
 	return instance, nil
+}
+
+// status is the engine's word, and the kernel's where that knows better.
+func status(found container.InspectResponse) engine.Status {
+	if stands(found) {
+		return engine.StatusPaused
+	}
+	return statusOf(found.State)
 }
 
 func statusOf(state *container.State) engine.Status {

@@ -74,7 +74,7 @@ func (e *Engine) Exec(ctx context.Context, id string, spec engine.ExecSpec) (int
 	if err != nil {
 		return -1, err
 	}
-	if found.State.Paused {
+	if stands(found) {
 		return -1, fmt.Errorf("%w: %s", engine.ErrPaused, id)
 	}
 	if !found.State.Running {

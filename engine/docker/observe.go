@@ -33,7 +33,7 @@ func (e *Engine) Ready(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		switch statusOf(found.State) {
+		switch status(found) {
 		case engine.StatusCreated, engine.StatusExited:
 			return e.notRunning(ctx, found)
 		case engine.StatusPaused:

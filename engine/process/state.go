@@ -185,6 +185,8 @@ func loadDir(dir string) (*instance, error) {
 		found.status = engine.StatusRunning
 		if _, err := os.Stat(filepath.Join(dir, pausedFile)); err == nil {
 			found.status = engine.StatusPaused
+		} else if cgroupSet(found.run.Cgroups).stands() {
+			found.status = engine.StatusPaused // by a guard that could not write it down
 		}
 	}
 	return found, nil

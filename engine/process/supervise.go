@@ -140,7 +140,7 @@ func (s *supervisedRun) start() error {
 		s.run.Notes = append(s.run.Notes, "no cgroups by configuration: limits are not enforced")
 	} else {
 		var notes []string
-		s.run.Cgroups, notes = makeCgroups("holdfast-"+s.record.ID, s.record.Options.CgroupParent, want)
+		s.run.Cgroups, notes = makeCgroups(cgroupOf(s.record.ID), s.record.Options.CgroupParent, want)
 		s.run.Notes = append(s.run.Notes, notes...)
 	}
 	// Recorded before anything runs: an agent that comes later must be able to find it all.

@@ -114,8 +114,10 @@ func valuesOf(m map[string][]string) (values [][]string) {
 }
 
 // TestSubsetsAreStockRestics: which packs n/t reads is asked of restic itself, which complains of those that it reads.
-func TestSubsetsAreStockRestics(t *testing.T) {
-	restic := requireCommand(t, "restic")
+func TestSubsetsAreStockRestics(t *testing.T) { eachRestic(t, testSubsetsAreStockRestics) }
+
+func testSubsetsAreStockRestics(t *testing.T, version resticVersion) {
+	restic := version.path
 	repository, provider := directoryRepository(t)
 	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, provider))
 	packs := manyPacks(c, 30)

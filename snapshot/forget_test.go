@@ -47,12 +47,11 @@ func day(n int) time.Time { return time.Date(2026, 3, n, 12, 0, 0, 0, time.UTC) 
 
 // TestForgetLikeRestic compares which snapshots random policies keep with what stock restic says, over random times,
 // zones, hosts, paths and tags.
-func TestForgetLikeRestic(t *testing.T) {
-	restic := requireCommand(t, "restic")
-	version, err := exec.Command(restic, "version").Output()
-	require.NoError(t, err)
-	// Before 0.16 the oldest snapshot did not fill up a number, and below 0 was nothing.
-	old := strings.HasPrefix(string(version), "restic 0.14") || strings.HasPrefix(string(version), "restic 0.15")
+func TestForgetLikeRestic(t *testing.T) { eachRestic(t, testForgetLikeRestic) }
+
+func testForgetLikeRestic(t *testing.T, version resticVersion) {
+	restic := version.path
+	old := version.old // the oldest snapshot did not fill up a number, and below 0 was nothing
 	const seed = 20260126
 	random := rand.New(rand.NewSource(seed))
 	removed, policies := 0, 0

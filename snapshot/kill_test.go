@@ -258,7 +258,8 @@ func TestKilledBackupsResume(t *testing.T) {
 		infos, err := r.Snapshots(t.Context())
 		require.NoError(t, err)
 		require.Len(t, infos, k.snapshots+unanswered+1)
-		if restic, err := exec.LookPath("restic"); err == nil && chain < 2*len(kinds) {
+		if resticVersions := everyRestic(t); len(resticVersions) > 0 && chain < 2*len(kinds) {
+			restic := resticVersions[chain%len(resticVersions)]
 			stock(t, restic, repository, "", "unlock", "--remove-all")
 			require.Contains(t, stock(t, restic, repository, "", "check", "--read-data"), "no errors were found")
 		}

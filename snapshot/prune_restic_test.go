@@ -18,8 +18,10 @@ import (
 )
 
 // TestPruneAndStockRestic: what Prune leaves, stock restic checks, restores, prunes and writes on; and the other way round.
-func TestPruneAndStockRestic(t *testing.T) {
-	restic := requireCommand(t, "restic")
+func TestPruneAndStockRestic(t *testing.T) { eachRestic(t, testPruneAndStockRestic) }
+
+func testPruneAndStockRestic(t *testing.T, version resticVersion) {
+	restic := version.path
 	repository, provider := directoryRepository(t)
 	s := makeScene(t, 20)
 	copyTo(t, provider, s.memory)
@@ -30,7 +32,7 @@ func TestPruneAndStockRestic(t *testing.T) {
 	r := newTestRepository(t, storage.PolicyAll, provider)
 	sound := func() {
 		t.Helper()
-		require.Contains(t, stock(t, restic, repository, "", "check", "--read-data"), "no errors were found")
+		requireNoResticErrors(t, restic, repository)
 		requireContent(t, s.kept, provider)
 		requireSound(t, provider)
 	}
@@ -78,7 +80,11 @@ func TestPruneAndStockRestic(t *testing.T) {
 		require.NoError(t, err)
 		sound()
 	}
-	stock(t, restic, repository, "", "rebuild-index")
+	rebuild := []string{"repair", "index"}
+	if version.old {
+		rebuild = []string{"rebuild-index"}
+	}
+	stock(t, restic, repository, "", rebuild...)
 	sound()
 	require.Contains(t, allKeys(t, provider), indexPrefix+blobID{}.String()+"-tmp-1", "nobody's files are left alone")
 	stock(t, restic, repository, "", "prune", "--max-unused", "0")
@@ -88,8 +94,10 @@ func TestPruneAndStockRestic(t *testing.T) {
 
 // TestPruneWaitsForStockRestic: while a backup of stock restic runs, nothing is forgotten, pruned or rebuilt; and stock
 // restic does nothing while a prune of ours deletes.
-func TestPruneWaitsForStockRestic(t *testing.T) {
-	restic := requireCommand(t, "restic")
+func TestPruneWaitsForStockRestic(t *testing.T) { eachRestic(t, testPruneWaitsForStockRestic) }
+
+func testPruneWaitsForStockRestic(t *testing.T, version resticVersion) {
+	restic := version.path
 	repository, provider := directoryRepository(t)
 	s := makeScene(t, 21)
 	copyTo(t, provider, s.memory)
@@ -135,7 +143,7 @@ func TestPruneWaitsForStockRestic(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 4, looked)
 	requireContent(t, s.kept, provider)
-	require.Contains(t, stock(t, restic, repository, "", "check", "--read-data"), "no errors were found")
+	requireNoResticErrors(t, restic, repository)
 	require.Empty(t, locksOn(t, provider))
 	require.False(t, strings.HasPrefix(calls.made[len(calls.made)-1], "put"))
 }

@@ -55,8 +55,10 @@ func requireAlike(t *testing.T, first, second storage.Provider) {
 
 // TestRepairReadsEveryCopy: a copy that is damaged and has its size, of whatever kind and on whichever store, is replaced from
 // the other one; stock restic finds nothing wrong in either afterwards. Without ReadData nobody looks.
-func TestRepairReadsEveryCopy(t *testing.T) {
-	restic := requireCommand(t, "restic")
+func TestRepairReadsEveryCopy(t *testing.T) { eachRestic(t, testRepairReadsEveryCopy) }
+
+func testRepairReadsEveryCopy(t *testing.T, version resticVersion) {
+	restic := version.path
 	first, second, keys, snapshot := twoAlike(t)
 	whole := map[string][]byte{}
 	for _, key := range keys {

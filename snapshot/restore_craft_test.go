@@ -146,14 +146,12 @@ func (c *crafter) someTree() blobID {
 	return c.tree(big, dirNode("dir", inner), c.fileNode("empty", ""), c.fileNode("small", "a small file"))
 }
 
-// resticRepository makes a snapshot of source with stock restic and opens the repository. Everything is below base.
-func resticRepository(t *testing.T, base, source string) *Repository {
+// resticRepository makes a snapshot of source with stock restic and opens the repository.
+func resticRepository(t *testing.T, restic, repository, source string) *Repository {
 	t.Helper()
-	restic := requireCommand(t, "restic")
-	repository := filepath.Join(base, "restic")
 	for _, arguments := range [][]string{{"init", "--repository-version", "2"}, {"backup", "--quiet", source}} {
 		command := exec.Command(restic, append([]string{"-r", repository, "--no-cache"}, arguments...)...)
-		command.Env = []string{"RESTIC_PASSWORD=" + string(testPassword), "PATH=/usr/bin:/bin", "HOME=" + base}
+		command.Env = []string{"RESTIC_PASSWORD=" + string(testPassword), "PATH=/usr/bin:/bin", "HOME=" + filepath.Dir(repository)}
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Fatalf("restic %v: %v\n%s", arguments, err, out)
 		}

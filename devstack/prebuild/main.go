@@ -17,6 +17,7 @@ import (
 
 	"holdfast/devstack"
 	"holdfast/devstack/s3gateway"
+	"holdfast/devstack/stockrestic"
 )
 
 func main() {
@@ -42,5 +43,10 @@ func run(ctx context.Context, out, progress io.Writer) error {
 		return fmt.Errorf("building versitygw: %w", err)
 	}
 	fmt.Fprintln(out, gateway)
+	restic, err := stockrestic.Build(ctx, progress)
+	if err != nil {
+		return fmt.Errorf("building restic: %w", err)
+	}
+	fmt.Fprintln(out, restic)
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"holdfast/devstack"
 	"holdfast/devstack/s3gateway"
+	"holdfast/devstack/stockrestic"
 )
 
 // program is what stands in for a Temporal that can run the dev server, and for whatever is built.
@@ -48,7 +49,9 @@ func TestPrebuild(t *testing.T) {
 	require.NoError(t, err)
 	gateway, err := s3gateway.Build(t.Context(), &progress)
 	require.NoError(t, err)
-	require.Equal(t, temporal+"\n"+gateway+"\n", out.String())
+	restic, err := stockrestic.Build(t.Context(), &progress)
+	require.NoError(t, err)
+	require.Equal(t, temporal+"\n"+gateway+"\n"+restic+"\n", out.String())
 
 	// One that cannot be had is an error, with the reason.
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())

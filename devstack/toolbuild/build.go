@@ -30,6 +30,8 @@ type Options struct {
 	// Version is the module version that the caller expects, such as "v1.8.0". When the nested module pins another
 	// one, Build fails. Empty: the pinned one, which then needs the source also when the program was built before.
 	Version string
+	// Tags are build tags, separated by commas. Changing them alone builds nothing anew: they belong to a version.
+	Tags string
 	// Dir is the nested module's directory. Empty: tools/<Name> of the checkout that this program was compiled from, or
 	// of the one that the working directory is in.
 	Dir string
@@ -144,10 +146,10 @@ func (o *Options) build(ctx context.Context, path string) (err error) {
 	defer func() { _ = os.Remove(temp) }() // gone already when all went well
 	began := time.Now()
 	o.say("building %s %s from source: once for this version, minutes when nothing of it was built before", o.Name, o.Version)
-	if err := o.run(ctx, "downloading", began, "list", "-deps", "-mod=readonly", "-f", "{{.ImportPath}}", o.Package); err != nil {
+	if err := o.run(ctx, "downloading", began, "list", "-deps", "-mod=readonly", "-tags", o.Tags, "-f", "{{.ImportPath}}", o.Package); err != nil {
 		return err
 	}
-	err = o.run(ctx, "compiling", began, "build", "-v", "-mod=readonly", "-buildvcs=false", "-ldflags", "-s -w", "-o", temp, o.Package)
+	err = o.run(ctx, "compiling", began, "build", "-v", "-mod=readonly", "-buildvcs=false", "-tags", o.Tags, "-ldflags", "-s -w", "-o", temp, o.Package)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,8 @@ type codec struct {
 	exact *zstd.Decoder
 	// bounded decompresses files whose plain size is not recorded, up to maxUnpackedSize.
 	bounded *zstd.Decoder
+	// ordinary is bounded up to ordinaryIndex.
+	ordinary *zstd.Decoder
 }
 
 // zstdWindow is what restic uses too: a larger one gains little on chunks of a megabyte, and costs memory per compressor.
@@ -35,13 +37,21 @@ func newCodec(concurrency int) (*codec, error) {
 		exact.Close()
 		return nil, fmt.Errorf("setting up zstd: %w", err)
 	}
-	return &codec{compressor: compressor, exact: exact, bounded: bounded}, nil
+	ordinary, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxMemory(uint64(ordinaryIndex.plain)))
+	if err != nil {
+		exact.Close()
+		bounded.Close()
+		return nil, fmt.Errorf("setting up zstd: %w", err)
+	}
+	return &codec{compressor: compressor, exact: exact, bounded: bounded, ordinary: ordinary}, nil
 }
 
 func (c *codec) close() {
 	c.compressor.close()
 	c.exact.Close()
 	c.bounded.Close()
+	c.ordinary.Close()
 }
 
 // decompress appends exactly size bytes to dst, or fails.
@@ -66,7 +76,9 @@ func (c *codec) decompress(dst, packed []byte, size int) ([]byte, error) {
 // character of the JSON itself in repositories that were once of version 1.
 const compressedFraming = 2
 
-func (c *codec) unpackFile(framed []byte) ([]byte, error) {
+func (c *codec) unpackFile(framed []byte) ([]byte, error) { return unpackFrame(c.bounded, framed) }
+
+func unpackFrame(decoder *zstd.Decoder, framed []byte) ([]byte, error) {
 	if len(framed) == 0 {
 		return nil, fmt.Errorf("a file is empty: %w", ErrDamaged)
 	}
@@ -74,7 +86,7 @@ func (c *codec) unpackFile(framed []byte) ([]byte, error) {
 	case '{', '[':
 		return framed, nil
 	case compressedFraming:
-		plain, err := c.bounded.DecodeAll(framed[1:], nil)
+		plain, err := decoder.DecodeAll(framed[1:], nil)
 		if errors.Is(err, zstd.ErrDecoderSizeExceeded) || errors.Is(err, zstd.ErrWindowSizeExceeded) {
 			return nil, fmt.Errorf("decompressing a file: %w: %w", ErrLimitExceeded, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -16,7 +17,7 @@ func (r *Repository) snapshots(ctx context.Context) (found []storedSnapshot, dam
 }
 
 func (r *Repository) listSnapshots(ctx context.Context) (found []storedSnapshot, damaged []error, l listing, err error) {
-	l, err = list(ctx, r.store, snapshotPrefix)
+	l, err = r.listSnapshotFiles(ctx, "")
 	if err != nil {
 		return nil, nil, l, fmt.Errorf("reading the snapshots: %w", err)
 	}
@@ -53,6 +54,21 @@ func (r *Repository) listSnapshots(ctx context.Context) (found []storedSnapshot,
 	}
 	sortSnapshots(found)
 	return found, damaged, l, nil
+}
+
+// listSnapshotFiles lists the snapshots whose ids begin so. The index may be older than what is found now.
+func (r *Repository) listSnapshotFiles(ctx context.Context, start string) (listing, error) {
+	l, err := list(ctx, r.store, snapshotPrefix+start)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listed = time.Now()
+	return l, err
+}
+
+func (r *Repository) snapshotsListed() time.Time {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.listed
 }
 
 func (r *Repository) loadSnapshot(ctx context.Context, l listing, key string) (*storedSnapshot, error) {
@@ -105,7 +121,7 @@ func (r *Repository) resolveSnapshot(ctx context.Context, text string) (*storedS
 	if text == "" || strings.Trim(text, "0123456789abcdef") != "" || len(text) > 64 {
 		return nil, fmt.Errorf("finding snapshot %q: %w", text, ErrNoSnapshot)
 	}
-	l, err := list(ctx, r.store, snapshotPrefix+text)
+	l, err := r.listSnapshotFiles(ctx, text)
 	if err != nil {
 		return nil, fmt.Errorf("finding snapshot %s: %w", text, err)
 	}

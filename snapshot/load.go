@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/klauspost/compress/zstd"
 
 	"holdfast/storage"
 )
@@ -38,117 +38,33 @@ func (r *Repository) loadFile(ctx context.Context, l listing, key string) (plain
 		if err := checkHash(id, sealed); err != nil {
 			return err
 		}
-		framed, err := r.box.open(nil, sealed)
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		plain, err = r.codec.unpackFile(framed)
+		plain, err = r.openFile(r.codec.bounded, sealed)
 		return err
 	})
 	if err != nil {
 		return nil, stored, err
 	}
+	return plain, r.rememberFile(key, id, data), nil
+}
+
+// openFile is what a file's stored bytes say, decompressed by a decoder that knows how much that may be.
+func (r *Repository) openFile(decoder *zstd.Decoder, sealed []byte) ([]byte, error) {
+	framed, err := r.box.open(nil, sealed)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return unpackFrame(decoder, framed)
+}
+
+func (r *Repository) rememberFile(key string, id blobID, data []byte) storedFile {
 	r.remember(key, data)
-	return plain, storedFile{size: int64(len(data)), crc: storage.Checksum(data), hash: id}, nil
+	return storedFile{size: int64(len(data)), crc: storage.Checksum(data), hash: id}
 }
 
 // permanent reports whether an error says that stored bytes are wrong or absent, rather than that they could not be
 // had now.
 func permanent(err error) bool {
 	return errors.Is(err, ErrDamaged) || errors.Is(err, ErrLimitExceeded) || errors.Is(err, storage.ErrNotFound)
-}
-
-// refreshIndex takes in the index files that are new. When one that was taken in is gone (stock restic pruned), the
-// index is built anew. Index files that no provider has whole are remembered in indexDamaged.
-func (r *Repository) refreshIndex(ctx context.Context) error {
-	r.refresh.Lock()
-	defer r.refresh.Unlock()
-	return r.refreshIndexLocked(ctx)
-}
-
-func (r *Repository) refreshIndexLocked(ctx context.Context) error {
-	l, err := list(ctx, r.store, indexPrefix)
-	if err != nil {
-		return fmt.Errorf("reading the index: %w", err)
-	}
-	present := map[blobID]string{}
-	for key := range l.objects {
-		if id, err := parseID(strings.TrimPrefix(key, indexPrefix)); err == nil {
-			present[id] = key
-		} else {
-			r.log.Warn("a file in index/ is no index", "key", key)
-		}
-	}
-	r.mu.RLock()
-	index, known, anew := r.index, map[blobID]storedFile{}, false
-	for id, file := range r.indexFiles {
-		if _, there := present[id]; !there && len(l.failed) == 0 {
-			anew = true
-		}
-		known[id] = file
-	}
-	r.mu.RUnlock()
-	if anew {
-		index, known = newMemoryIndex(r.options.IndexMemory), map[blobID]storedFile{}
-	}
-
-	var fresh []blobID
-	for id := range present {
-		if _, ok := known[id]; !ok {
-			fresh = append(fresh, id)
-		}
-	}
-	slices.SortFunc(fresh, blobID.compare)
-	type outcome struct {
-		file   indexFile
-		stored storedFile
-		err    error
-	}
-	damaged := map[blobID]error{}
-	// A few at a time, so that a hostile number of large index files is not in memory at once.
-	for batch := range slices.Chunk(fresh, unpackedLoaders) {
-		outcomes := make([]outcome, len(batch))
-		group, groupContext := errgroup.WithContext(ctx)
-		for i, id := range batch {
-			group.Go(func() error {
-				plain, stored, err := r.loadFile(groupContext, l, present[id])
-				if err == nil {
-					outcomes[i].file, err = decodeIndex(plain)
-				}
-				outcomes[i].stored, outcomes[i].err = stored, err
-				if err != nil && !permanent(err) {
-					return fmt.Errorf("reading the index: %w", err)
-				}
-				return nil
-			})
-		}
-		if err := group.Wait(); err != nil {
-			return err
-		}
-		r.mu.Lock()
-		for i, id := range batch {
-			if outcomes[i].err != nil {
-				damaged[id] = outcomes[i].err
-				continue
-			}
-			for _, pack := range outcomes[i].file.Packs {
-				if err := index.add(pack, id); err != nil {
-					r.mu.Unlock()
-					return err
-				}
-			}
-			known[id] = outcomes[i].stored
-		}
-		r.mu.Unlock()
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.index, r.indexFiles, r.indexDamaged, r.unlisted = index, known, damaged, l.failure()
-	r.refreshed = time.Now()
-	for id, err := range damaged {
-		r.log.Warn("an index file cannot be read", "index", id.String(), "error", err)
-	}
-	return nil
 }
 
 func (r *Repository) indexDamage() map[blobID]error {
@@ -187,8 +103,9 @@ func (r *Repository) findBlob(ctx context.Context, id blobID, kind blobType) ([]
 		return locations, nil
 	}
 	r.refresh.Lock()
-	// One look serves all that were waiting for it, and a broken repository does not cause one per blob.
-	if asked.Sub(r.refreshed) > 5*time.Second {
+	// One look serves all that were waiting for it, and a broken repository does not cause one per blob. But a snapshot that
+	// was listed after the index may need what the index did not name then.
+	if asked.Sub(r.refreshed) > 5*time.Second || r.snapshotsListed().After(r.refreshed) {
 		if err := r.refreshIndexLocked(ctx); err != nil {
 			r.refresh.Unlock()
 			return nil, err

@@ -28,11 +28,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"os/user"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -58,7 +56,7 @@ type Repository struct {
 	moments moments
 
 	refresh   sync.Mutex // serialises refreshIndex
-	refreshed time.Time  // under refresh
+	refreshed time.Time  // under refresh: when the listing began that the index is of
 
 	mu           sync.RWMutex
 	index        *memoryIndex
@@ -67,12 +65,14 @@ type Repository struct {
 	unlisted     error // providers that the last refresh could not list
 	files        map[string]storedFile
 	parsed       map[blobID]*storedSnapshot
+	listed       time.Time // when a listing of snapshots last ended
 }
 
 // moments are called at points of a backup where tests make something happen to the directory.
 type moments struct {
-	listed func(path string)              // a directory was listed, its entries are not read yet
-	read   func(path string, attempt int) // a file was read, and not yet looked at again
+	listed   func(path string)              // a directory was listed, its entries are not read yet
+	read     func(path string, attempt int) // a file was read, and not yet looked at again
+	decoding func(index []byte)             // an index file was opened, and is decoded next
 	// untold: as on a file system where a change of an extended attribute leaves a file's ctime alone.
 	untold bool
 }
@@ -124,97 +124,6 @@ func OpenOrCreate(ctx context.Context, m *storage.Mirror, password []byte, optio
 	return openOrCreateStore(ctx, store{m}, password, options)
 }
 
-func openOrCreateStore(ctx context.Context, s store, password []byte, options Options) (*Repository, error) {
-	r, err := openStore(ctx, s, password, options)
-	if !errors.Is(err, ErrNoRepository) {
-		return r, err
-	}
-	r, err = createStore(ctx, s, password, options)
-	if errors.Is(err, storage.ErrExists) { // somebody was faster
-		return openStore(ctx, s, password, options)
-	}
-	return r, err
-}
-
-func openStore(ctx context.Context, s store, password []byte, options Options) (*Repository, error) {
-	if err := options.applyDefaults(); err != nil {
-		return nil, err
-	}
-	configs, err := list(ctx, s, configKey)
-	if err != nil {
-		return nil, fmt.Errorf("opening the repository: %w", err)
-	}
-	if len(configs.objects[configKey]) == 0 {
-		if err := configs.failure(); err != nil {
-			return nil, fmt.Errorf("opening the repository: no provider that answers has it: %w", err)
-		}
-		if err := remains(ctx, s); err != nil {
-			return nil, fmt.Errorf("opening the repository: %w", err)
-		}
-		return nil, fmt.Errorf("opening the repository: %w", ErrNoRepository)
-	}
-	r := &Repository{
-		store: s, options: options, log: options.Logger, index: newMemoryIndex(options.IndexMemory), indexFiles: map[blobID]storedFile{},
-		indexDamaged: map[blobID]error{}, files: map[string]storedFile{}, parsed: map[blobID]*storedSnapshot{},
-	}
-	opened, err := openKeys(ctx, s, password, func(box *envelope) error { return r.readConfig(ctx, configs, box) })
-	if err != nil {
-		return nil, fmt.Errorf("opening the repository: %w", err)
-	}
-	r.keyName, r.box = opened.name, opened.box
-	r.remember(opened.name, opened.data)
-	if r.mixed, err = r.otherRepository(ctx, configs, opened); err != nil {
-		return nil, fmt.Errorf("opening the repository: %w", err)
-	}
-	if r.mixed != nil {
-		r.log.Warn("only what belongs to one of the repositories is read, and nothing is written", "error", r.mixed)
-	}
-	if err := r.deriveKeys(opened.master); err != nil {
-		return nil, err
-	}
-	if r.codec, err = newCodec(options.Concurrency); err != nil {
-		return nil, err
-	}
-	if err := r.refreshIndex(ctx); err != nil {
-		r.codec.close()
-		return nil, fmt.Errorf("opening the repository: %w", err)
-	}
-	return r, nil
-}
-
-// remains is ErrDamaged where there are snapshots or indexes: with them there was a config too.
-func remains(ctx context.Context, s store) error {
-	for _, prefix := range []string{snapshotPrefix, indexPrefix} {
-		l, err := list(ctx, s, prefix)
-		if err != nil {
-			return err
-		}
-		if n := len(l.objects); n > 0 {
-			return fmt.Errorf("the file config is missing on every provider, and there are %d files in %s: %w", n, prefix, ErrDamaged)
-		}
-	}
-	return nil
-}
-
-// readConfig reads the config with a key; errUnauthentic when it is not that key's.
-func (r *Repository) readConfig(ctx context.Context, configs listing, box *envelope) error {
-	var config repositoryConfig
-	data, err := loadWhole(ctx, r.store, configs, configKey, maxConfigSize, func(sealed []byte) error {
-		plain, err := box.open(nil, sealed)
-		if err != nil {
-			return err
-		}
-		config, err = decodeConfig(plain)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	r.config = config
-	r.remember(configKey, data)
-	return nil
-}
-
 // remember keeps what VerifyStored compares later.
 func (r *Repository) remember(key string, data []byte) {
 	r.mu.Lock()
@@ -235,78 +144,6 @@ func (r *Repository) deriveKeys(master masterKey) error {
 	}
 	r.stateBox, err = newEnvelope(masterKeyOf(derived))
 	return err
-}
-
-func createStore(ctx context.Context, s store, password []byte, options Options) (*Repository, error) {
-	if err := options.applyDefaults(); err != nil {
-		return nil, err
-	}
-	all, err := list(ctx, s, "")
-	if err != nil {
-		return nil, fmt.Errorf("creating the repository: %w", err)
-	}
-	if required := s.policy().Count(len(s.providers())); len(all.listed) < required {
-		return nil, fmt.Errorf("creating the repository: only %d of %d required providers answer: %w",
-			len(all.listed), required, all.failure())
-	}
-	if len(all.objects[configKey]) > 0 {
-		return nil, fmt.Errorf("creating the repository: %w", storage.ErrExists)
-	}
-	keys := 0
-	for key := range all.objects {
-		switch {
-		case strings.HasPrefix(key, keyPrefix):
-			keys++
-		case strings.HasPrefix(key, packPrefix), strings.HasPrefix(key, indexPrefix), strings.HasPrefix(key, snapshotPrefix):
-			return nil, fmt.Errorf("creating the repository: there is %s, but no config: %w", key, ErrDamaged)
-		}
-	}
-	master, err := masterForCreation(ctx, s, password, options, keys > 0)
-	if err != nil {
-		return nil, fmt.Errorf("creating the repository: %w", err)
-	}
-	config, err := newRepositoryConfig()
-	if err != nil {
-		return nil, err
-	}
-	plain, err := encodeJSON(config)
-	if err != nil {
-		return nil, err
-	}
-	box, err := newEnvelope(master)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.put(ctx, configKey, box.seal(nil, plain), true); err != nil {
-		return nil, fmt.Errorf("creating the repository: storing the config: %w", err)
-	}
-	return openStore(ctx, s, password, options)
-}
-
-// masterForCreation makes a master key and stores it. When a creation was interrupted between key and config, its key is
-// used again: two keys that open with one password but hold different master keys would confuse stock restic.
-func masterForCreation(ctx context.Context, s store, password []byte, options Options, keysThere bool) (masterKey, error) {
-	if keysThere {
-		opened, err := openKeys(ctx, s, password, func(*envelope) error { return nil })
-		if err != nil {
-			return masterKey{}, fmt.Errorf("there are keys, but no config: %w", err)
-		}
-		return opened.master, nil
-	}
-	master, err := newMasterKey()
-	if err != nil {
-		return masterKey{}, err
-	}
-	hostname, _ := os.Hostname()
-	file, err := newKeyFile(password, master, options.KDF, hostname, username())
-	if err != nil {
-		return masterKey{}, err
-	}
-	name := keyPrefix + blobID(sha256.Sum256(file)).String()
-	if err := s.put(ctx, name, file, true); err != nil {
-		return masterKey{}, fmt.Errorf("storing the key: %w", err)
-	}
-	return master, nil
 }
 
 // Close releases what the repository holds in this process. It does not close the providers.

@@ -19,13 +19,9 @@ type openedKey struct {
 	keys   listing // of all key files
 }
 
-// openKeys tries the password on every key file until accept takes the key. accept returns errUnauthentic for a key
+// openKeys tries the password on every key file that was listed until accept takes the key. accept returns errUnauthentic for a key
 // that is not this repository's, which is passed over.
-func openKeys(ctx context.Context, s store, password []byte, accept func(*envelope) error) (openedKey, error) {
-	keys, err := list(ctx, s, keyPrefix)
-	if err != nil {
-		return openedKey{}, err
-	}
+func openKeys(ctx context.Context, s store, keys listing, password []byte, accept func(*envelope) error) (openedKey, error) {
 	names := make([]string, 0, len(keys.objects))
 	for name := range keys.objects {
 		names = append(names, name)

@@ -212,6 +212,52 @@ func TestBounds(t *testing.T) {
 	measure(t).requireWithin(t, stored, usage{heap: 8 << 20})
 }
 
+// TestPacksOnTheirWay: at the end of a backup everything that is in memory could be sent at once, and is sent two at a time: what
+// is on its way is what a kill makes be sent again (MaxInFlight).
+func TestPacksOnTheirWay(t *testing.T) {
+	source := t.TempDir()
+	writeFiles(t, source, map[string][]byte{"large": randomBytes(1, 12<<20)}) // two or three packs of data, one of trees
+	store := &gated{Provider: storagetest.NewMemory()}
+	mirror, err := storage.NewMirror([]storage.Provider{store}, storage.MirrorOptions{StallTimeout: time.Hour})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, mirror.Close()) })
+	options := testOptions()
+	options.PackSize = DefaultPackSize
+	r, err := OpenOrCreate(t.Context(), mirror, testPassword, options)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	open := store.shut()
+	defer open()
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.Backup(t.Context(), source, BackupOptions{})
+		done <- err
+	}()
+	waitFor(t, "all is sent that there is", func() bool { return somebodyIn("snapshot.(*packer).finish", "sync.(*WaitGroup).Wait") })
+	var sending int
+	waitFor(t, "each pack is at the store, or waits for its turn", func() bool {
+		waitingFor := standing("(*packer).send.func", "[chan send")
+		sending = standing("(*packer).send.func", "")
+		return waitingFor+int(store.waiting.Load()) == sending
+	})
+	require.Greater(t, sending, packUploads)
+	require.EqualValues(t, packUploads, store.waiting.Load())
+	open()
+	require.NoError(t, <-done)
+}
+
+// standing counts the goroutines that have a function on their stack, and are in a state.
+func standing(function, state string) (n int) {
+	buffer := make([]byte, 4<<20)
+	for _, stack := range strings.Split(string(buffer[:runtime.Stack(buffer, true)]), "\n\n") {
+		header, frames, _ := strings.Cut(stack, "\n")
+		if strings.Contains(frames, function) && strings.Contains(header, state) {
+			n++
+		}
+	}
+	return n
+}
+
 // worstOf measures at each pack that is given, until the function that it returns is called.
 func worstOf(t *testing.T, store *gated) func() usage {
 	var mu sync.Mutex

@@ -14,7 +14,6 @@ import (
 // its own into ours; and what it finds changed between two of ours is what was changed (A13).
 func TestStockResticCopiesAndCompares(t *testing.T) {
 	eachRestic(t, func(t *testing.T, restic resticVersion) {
-		t.Setenv("RESTIC_FROM_PASSWORD", string(testPassword))
 		repository, provider := directoryRepository(t)
 		source := filepath.Join(t.TempDir(), "source")
 		writeFiles(t, source, map[string][]byte{

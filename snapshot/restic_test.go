@@ -30,7 +30,7 @@ func stock(t testing.TB, restic, repository, dir string, arguments ...string) st
 	t.Helper()
 	command := exec.Command(restic, append([]string{"--no-cache", "-r", repository}, arguments...)...)
 	command.Dir = dir
-	command.Env = append(os.Environ(), "RESTIC_PASSWORD="+string(testPassword))
+	command.Env = append(os.Environ(), "RESTIC_PASSWORD="+string(testPassword), "RESTIC_FROM_PASSWORD="+string(testPassword))
 	var out bytes.Buffer
 	command.Stdout, command.Stderr = &out, &out
 	err := command.Run()

@@ -21,12 +21,16 @@ type resticVersion struct {
 	old bool
 }
 
-// eachRestic runs a test with the restic that the machine has, and with the newest release, which tools/restic pins. Each
-// is skipped, or fails, by itself where it cannot be had.
+// eachRestic runs a test with the restic that the machine has, and with the newest release, which tools/restic pins, side by
+// side: restic's commands wait more than they work. Each is skipped, or fails, by itself where it cannot be had.
 func eachRestic(t *testing.T, test func(t *testing.T, restic resticVersion)) {
 	t.Helper()
-	t.Run("installed", func(t *testing.T) { test(t, describeRestic(t, requireCommand(t, "restic"))) })
+	t.Run("installed", func(t *testing.T) {
+		t.Parallel()
+		test(t, describeRestic(t, requireCommand(t, "restic")))
+	})
 	t.Run("pinned", func(t *testing.T) {
+		t.Parallel()
 		path, err := pinnedRestic(t)
 		requireTool(t, "pinned-restic", err == nil)
 		restic := describeRestic(t, path)

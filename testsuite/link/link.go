@@ -1,4 +1,5 @@
-// Package link is a TCP connection between two parts of a stack that can be cut, as a network that is partitioned cuts it.
+// Package link is a TCP connection between two parts of a stack that can be cut, as a network that is partitioned cuts it, and
+// that can be slow and be reset, as a bad one is (trouble.go).
 package link
 
 import (
@@ -22,6 +23,9 @@ type Link struct {
 	delay   time.Duration
 	ends    map[net.Conn]bool
 	closing chan struct{}
+
+	trouble func(connection int) Trouble
+	number  int // of connections since Disturb
 }
 
 // New listens on a free port of the loopback interface and forwards to the target, host:port, until Close.
@@ -159,22 +163,29 @@ func (l *Link) connect(near net.Conn) {
 		return
 	}
 	defer l.drop(far)
+	flow := l.flow()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		l.relay(far, near)
+		l.relay(far, near, flow)
 	}()
-	l.relay(near, far)
+	l.relay(near, far, flow)
 	<-done
 }
 
 // relay copies until one side ends, and then ends both.
-func (l *Link) relay(from, to net.Conn) {
+func (l *Link) relay(from, to net.Conn, flow *flow) {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
 		if n > 0 {
 			if !l.passes() {
+				break
+			}
+			passing, reset := flow.pass(n)
+			if n = passing; reset {
+				_, _ = to.Write(buffer[:n])
+				abort(from, to)
 				break
 			}
 			if _, writeErr := to.Write(buffer[:n]); writeErr != nil {

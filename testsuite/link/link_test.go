@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io"
 	"net"
+	"syscall"
 	"testing"
 	"time"
 
@@ -133,4 +134,31 @@ func TestLinkToNobody(t *testing.T) {
 	_, from := dial(t, l.Address())
 	_, err = from.ReadByte()
 	require.Error(t, err)
+}
+
+// TestLinkInTrouble: a connection is reset after the bytes that it may carry, those that come first and no other; and the next is
+// as it should be.
+func TestLinkInTrouble(t *testing.T) {
+	l, err := link.New(echo(t))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, l.Close()) }()
+	l.Disturb(func(connection int) link.Trouble {
+		return link.Trouble{Reset: connection == 0, After: 9}
+	})
+	connection, from := dial(t, l.Address())
+	_, err = connection.Write([]byte("one\n")) // 4 bytes there, and 4 back
+	require.NoError(t, err)
+	hears(t, from, "one")
+	_, err = connection.Write([]byte("two\n"))
+	require.NoError(t, err)
+	_, err = from.ReadString('\n')
+	require.ErrorIs(t, err, syscall.ECONNRESET)
+
+	connection, from = dial(t, l.Address())
+	_, err = connection.Write([]byte("three\n"))
+	require.NoError(t, err)
+	hears(t, from, "three")
+	require.Equal(t, 2, l.Connections())
+	l.Disturb(nil)
+	require.Zero(t, l.Connections())
 }

@@ -81,6 +81,23 @@ func TestIndexesBeyondTheOrdinary(t *testing.T) {
 	require.ErrorIs(t, read.err, ErrDamaged)
 }
 
+// TestDamagedIndexIsReadElsewhere: whichever store has an index file damaged, the other's is taken when a repository is opened.
+func TestDamagedIndexIsReadElsewhere(t *testing.T) {
+	for damaged := range 2 {
+		providers := []storage.Provider{storagetest.NewMemory(), storagetest.NewMemory()}
+		dir := t.TempDir()
+		writeFiles(t, dir, map[string][]byte{"f": []byte("content")})
+		_, err := newTestRepository(t, storage.PolicyAll, providers...).Backup(t.Context(), dir, BackupOptions{Kind: Final})
+		require.NoError(t, err)
+		for _, key := range allKeysBelow(t, providers[damaged], indexPrefix) {
+			overwrite(t, providers[damaged], key, flip(read(t, providers[damaged], key), 40))
+		}
+		r := newTestRepository(t, storage.PolicyAll, providers...)
+		require.Empty(t, r.indexDamage())
+		require.Len(t, r.indexedPacks(), 2, "of data, and of trees")
+	}
+}
+
 // counted counts what is read.
 type counted struct {
 	storage.Provider

@@ -23,6 +23,10 @@ const (
 	Exclusive      = "yes"
 )
 
+// WhereItStands is the grace with which Stop ends an instance that must not do another thing, not even at its end: what it works on
+// may be another's by now.
+const WhereItStands time.Duration = -1
+
 // Info says what an engine is, for doctor and for node registration.
 type Info struct {
 	Kind    string // "docker" or "process"
@@ -141,6 +145,8 @@ type Engine interface {
 
 	// Stop sends SIGTERM, waits for grace, then SIGKILL, and returns when nothing of the instance runs any more. A paused
 	// instance is stopped too, and so is one that is paused while it is being stopped.
+	//
+	// With WhereItStands as its grace nothing is sent but SIGKILL, and what is paused does not run on to hear it.
 	Stop(ctx context.Context, id string, grace time.Duration) error
 
 	// Pause keeps every process of the instance from running until Unpause or Stop, also when the agent, or this very call,

@@ -183,11 +183,13 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 	if !found.State.Running && !found.State.Paused {
 		return nil
 	}
-	// Frozen processes cannot hear SIGTERM.
-	if err := thaw(found); err != nil {
-		return fmt.Errorf("letting the container %s go on to its end: %w", id, err)
+	if grace >= 0 {
+		// Frozen processes cannot hear SIGTERM.
+		if err := thaw(found); err != nil {
+			return fmt.Errorf("letting the container %s go on to its end: %w", id, err)
+		}
 	}
-	if found.State.Paused {
+	if found.State.Paused && grace >= 0 {
 		if err := e.client.ContainerUnpause(ctx, found.ID); err != nil && !errdefs.IsConflict(err) {
 			if again, err := e.inspect(ctx, id); err != nil || again.State.Paused {
 				return errors.Join(mapError("unpausing the container", err), err)
@@ -205,6 +207,12 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 	}
 	if err := e.kill(ctx, found.ID, "SIGKILL"); err != nil {
 		return err
+	}
+	if grace < 0 {
+		// What was killed while it stood is let go to its end, and to nothing before it.
+		if err := thaw(found); err != nil {
+			return fmt.Errorf("letting the container %s go to its end: %w", id, err)
+		}
 	}
 	ended, err := e.waitEnd(ctx, found.ID, time.Minute)
 	if err == nil && !ended {

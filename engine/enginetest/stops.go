@@ -55,6 +55,26 @@ func stopIsComplete(t *testing.T, b *bench) {
 	require.Equal(t, 6, found.ExitCode)
 }
 
+// stopsWhereItStands is a program that is paused and would do something on a signal: it is ended without hearing one.
+func stopsWhereItStands(t *testing.T, b *bench) {
+	spec := b.spec("/bin/sh", "-c", "trap 'echo heard > heard; exit 0' TERM; touch armed; while :; do sleep 0.05; done")
+	for _, paused := range []bool{true, false} {
+		id := b.start(spec)
+		b.eventually("it listens", func() bool {
+			_, err := os.Stat(filepath.Join(spec.ContentDir, "armed"))
+			return err == nil
+		})
+		if paused {
+			require.NoError(t, b.engine.Pause(b.context(), id))
+		}
+		require.NoError(t, b.engine.Stop(b.context(), id, engine.WhereItStands))
+		require.Equal(t, engine.StatusExited, b.status(id))
+		require.NoError(t, b.engine.Stop(b.context(), id, engine.WhereItStands), "twice is once")
+		require.NoFileExists(t, filepath.Join(spec.ContentDir, "heard"))
+		require.NoError(t, os.Remove(filepath.Join(spec.ContentDir, "armed")))
+	}
+}
+
 // stopGivesGrace is a program that needs a moment after SIGTERM to save its work.
 func stopGivesGrace(t *testing.T, b *bench) {
 	spec := b.spec("/bin/sh", "-c", "trap 'sleep 0.3; echo saved > saved; exit 0' TERM; touch armed; while :; do sleep 0.05; done")

@@ -55,6 +55,7 @@ func Run(t *testing.T, factory Factory) {
 		{name: "Logs", run: logs},
 		{name: "ReadySaysWhyNot", run: readySaysWhyNot},
 		{name: "StopIsComplete", run: stopIsComplete},
+		{name: "StopsWhereItStands", run: stopsWhereItStands},
 		{name: "StopGivesGrace", run: stopGivesGrace},
 		{name: "PauseAndStop", run: pauseAndStop},
 		{name: "PauseFindsEverything", run: pauseFindsEverything},

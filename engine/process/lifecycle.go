@@ -185,7 +185,11 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 	if found.run == nil {
 		return nil
 	}
-	if found.status == engine.StatusRunning || found.status == engine.StatusPaused {
+	if grace < 0 {
+		if err := found.killWhereItStands(ctx); err != nil {
+			return err
+		}
+	} else if found.status == engine.StatusRunning || found.status == engine.StatusPaused {
 		if err := found.resume(); err != nil {
 			return err
 		}
@@ -278,6 +282,25 @@ func (i *instance) sweep(ctx context.Context) error {
 		cgroupSet(i.run.Cgroups).remove()
 	}
 	return nil
+}
+
+// killWhereItStands ends everything of an instance that is paused without letting any of it run on: what is killed while it is frozen, or
+// stopped, does not come to its next instruction.
+func (i *instance) killWhereItStands(ctx context.Context) error {
+	cgroupSet(i.run.Cgroups).kill()
+	members, err := i.members()
+	if err != nil {
+		return err
+	}
+	signalAll(members, unix.SIGKILL)
+	if err := i.run.Init.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	// The supervisor sees its init gone and records the exit.
+	if err := i.ended(ctx, 10*time.Second); err != nil && ctx.Err() == nil {
+		return i.run.Supervisor.signal(unix.SIGKILL)
+	}
+	return ctx.Err()
 }
 
 // Pause stops all processes where they are: with the freezer where there is one, else with SIGSTOP.

@@ -43,7 +43,7 @@ func (c *Control) access(ctx context.Context, input workspace.AccessInput) (work
 	if err != nil {
 		return result, err
 	}
-	claims.Token = state.Instance.Token
+	claims.Token, claims.Volume = state.Instance.Token, state.Instance.Volume
 	grant, err := c.grant(node.Info, claims)
 	if err != nil {
 		return result, err
@@ -56,18 +56,18 @@ func (c *Control) access(ctx context.Context, input workspace.AccessInput) (work
 // node that is ready, with the password sealed to it for this once.
 func (c *Control) download(ctx context.Context, input workspace.AccessInput, state workspace.State, claims dataport.Claims) (workspace.AccessResult, error) {
 	var result workspace.AccessResult
-	holder, token := "", uint64(0)
+	holder, token, volume := "", uint64(0), ""
 	switch {
 	case state.Instance != nil:
-		holder, token = state.Instance.Node, state.Instance.Token
+		holder, token, volume = state.Instance.Node, state.Instance.Token, state.Instance.Volume
 	case state.Kept != nil:
-		holder, token = state.Kept.Node, state.Kept.Token
+		holder, token, volume = state.Kept.Node, state.Kept.Token, state.Kept.Volume
 	}
 	var unasked error
 	patience := perStore
 	if holder != "" && input.Snapshot == "" {
 		claims := claims
-		claims.Token = token
+		claims.Token, claims.Volume = token, volume
 		switch grant, phase, err := c.onHolder(ctx, holder, claims); {
 		case err != nil:
 			// What the stores have is still offered (A6).
@@ -83,6 +83,9 @@ func (c *Control) download(ctx context.Context, input workspace.AccessInput, sta
 				patience = perStore
 				result.Notes = append(result.Notes, fmt.Sprintf("the newest content is on node %s, which is %s and may not answer", holder, phase))
 			}
+		}
+		if volume != "" && state.Phase != workspace.Running {
+			result.Grants = append(result.Grants, c.onVolume(ctx, holder, claims)...)
 		}
 	}
 	wanted, taken := input.Snapshot, time.Time{}
@@ -119,6 +122,27 @@ func (c *Control) onHolder(ctx context.Context, holder string, claims dataport.C
 	grant, err := c.grant(node.Info, claims)
 	grant.Source, grant.Time = "node", time.Now()
 	return grant, node.Phase, err
+}
+
+// onVolume gives the ways to content on a shared volume through other nodes than the one that holds it: they read it as it is.
+func (c *Control) onVolume(ctx context.Context, holder string, claims dataport.Claims) (grants []workspace.Grant) {
+	states, err := c.fleet.look(ctx, c)
+	if err != nil {
+		c.Logger.Warn("looking for nodes with a shared volume", "volume", claims.Volume, "error", err)
+	}
+	for _, node := range states {
+		if node.Info.Name == holder || node.Phase != workspace.NodeReady || !node.Info.HasVolume(claims.Volume) {
+			continue
+		}
+		grant, err := c.grant(node.Info, claims)
+		if err != nil {
+			c.Logger.Warn("granting access through a node with a shared volume", "node", node.Info.Name, "error", err)
+			continue
+		}
+		grant.Source, grant.Time = "node", time.Now()
+		grants = append(grants, grant)
+	}
+	return grants
 }
 
 // besides is how long the stores are asked for a snapshot when a node offers what is newer: the person waits for that.

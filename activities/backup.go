@@ -23,7 +23,11 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 	target := input.Target
 	around := &hooks{node: n, target: target}
 	err := n.locked(ctx, target, progress.options(), func(ctx context.Context) (err error) {
-		content, _, err := n.Volumes.usable(target.WorkspaceID, target.Token) // invariant 5
+		volumes, err := n.on(target.Volume)
+		if err != nil {
+			return err
+		}
+		content, _, err := volumes.usable(target.WorkspaceID, target.Token) // invariant 5
 		if err != nil {
 			return err
 		}
@@ -76,7 +80,7 @@ func (n *Node) Backup(ctx context.Context, input workspace.BackupInput) (workspa
 			Paths:     []string{"/workspace"},
 			Time:      began,
 			Tags:      tagsOf(input),
-			StateFile: n.Volumes.state(target.WorkspaceID, target.Token),
+			StateFile: volumes.state(target.WorkspaceID, target.Token),
 			Progress:  progress.update,
 		})
 		if err != nil {
@@ -275,9 +279,13 @@ func (n *Node) RemoveInstance(ctx context.Context, input workspace.RemoveInstanc
 		if err := n.Lease.Check(); err != nil { // invariant 7
 			return err
 		}
-		content, _, err := n.Volumes.usable(target.WorkspaceID, target.Token) // invariant 5
+		volumes, err := n.on(target.Volume) // invariant 5: what is not mounted is not gone
+		if err != nil {
+			return err
+		}
+		content, _, err := volumes.usable(target.WorkspaceID, target.Token) // invariant 5
 		if errors.Is(err, errNoContent) {
-			if _, again := n.Volumes.identify(target.WorkspaceID, target.Token); errors.Is(again, errNoContent) {
+			if _, again := volumes.identify(target.WorkspaceID, target.Token); errors.Is(again, errNoContent) {
 				return n.dismiss(ctx, n.labels(target)) // it was removed before
 			}
 		}
@@ -322,7 +330,7 @@ func (n *Node) RemoveInstance(ctx context.Context, input workspace.RemoveInstanc
 		if err := n.dismiss(ctx, n.labels(target)); err != nil {
 			return err
 		}
-		return n.Volumes.trash(ctx, target.WorkspaceID, target.Token)
+		return volumes.trash(ctx, target.WorkspaceID, target.Token)
 	})
 }
 
@@ -354,7 +362,11 @@ func (n *Node) DiscardInstance(ctx context.Context, input workspace.DiscardInsta
 		if err := n.Lease.Check(); err != nil { // invariant 7
 			return err
 		}
-		found, err := n.Volumes.identify(target.WorkspaceID, target.Token)
+		volumes, err := n.on(target.Volume)
+		if err != nil {
+			return err
+		}
+		found, err := volumes.identify(target.WorkspaceID, target.Token)
 		switch {
 		case errors.Is(err, errNoContent):
 			return n.dismiss(ctx, n.labels(target))
@@ -366,6 +378,6 @@ func (n *Node) DiscardInstance(ctx context.Context, input workspace.DiscardInsta
 		if err := n.dismiss(ctx, n.labels(target)); err != nil {
 			return err
 		}
-		return n.Volumes.trash(ctx, target.WorkspaceID, target.Token)
+		return volumes.trash(ctx, target.WorkspaceID, target.Token)
 	})
 }

@@ -39,7 +39,11 @@ func (n *Node) PrepareContent(ctx context.Context, input workspace.PrepareConten
 		if err := n.Lease.CheckNew(); err != nil { // invariant 7
 			return err
 		}
-		if _, _, err := n.Volumes.usable(target.WorkspaceID, target.Token); err == nil {
+		volumes, err := n.onOrElsewhere(target.Volume) // invariant 5
+		if err != nil {
+			return err
+		}
+		if _, _, err := volumes.usable(target.WorkspaceID, target.Token); err == nil {
 			return nil
 		}
 		if input.Adopt != 0 {
@@ -47,40 +51,40 @@ func (n *Node) PrepareContent(ctx context.Context, input workspace.PrepareConten
 			if err := n.dismissOlder(ctx, target); err != nil {
 				return err
 			}
-			return n.Volumes.adopt(target.WorkspaceID, target.Name, input.Adopt, target.Token)
+			return volumes.adopt(target.WorkspaceID, target.Name, input.Adopt, target.Token)
 		}
 		mark := identity{
 			WorkspaceID: target.WorkspaceID, Name: target.Name, Token: target.Token, Base: input.Snapshot,
 			State: contentPreparing, Time: time.Now(),
 		}
-		arrived, err := n.cleared(ctx, input, mark)
+		arrived, err := n.cleared(ctx, volumes, input, mark)
 		if err != nil {
 			return err
 		}
 		if arrived {
 			mark.State = contentPrepared
-			return n.Volumes.mark(mark)
+			return volumes.mark(mark)
 		}
-		if err := n.admit(max(0, input.SizeBytes-occupied(n.Volumes.content(target.WorkspaceID, target.Token)))); err != nil {
+		if err := n.admit(volumes, max(0, input.SizeBytes-occupied(volumes.content(target.WorkspaceID, target.Token)))); err != nil {
 			return err
 		}
-		if err := n.begin(mark); err != nil {
+		if err := n.begin(volumes, mark); err != nil {
 			return err
 		}
-		restored, err := n.fill(ctx, input, progress)
+		restored, err := n.fill(ctx, volumes, input, progress)
 		if err != nil {
 			return err
 		}
 		result.Restored = restored
 		mark.State = contentPrepared
-		return n.Volumes.mark(mark)
+		return volumes.mark(mark)
 	})
 	return result, err
 }
 
-// admit refuses work that the node's disk has no room for (A18).
-func (n *Node) admit(size int64) error {
-	free, err := n.Volumes.free()
+// admit refuses work that the node's disk, or the shared volume, has no room for (A18).
+func (n *Node) admit(volumes *Volumes, size int64) error {
+	free, err := volumes.free()
 	if err != nil {
 		return err
 	}
@@ -98,8 +102,8 @@ func (n *Node) admit(size int64) error {
 // on the disk is counted. What stays is an upload that is in place (it came there whole or not at all; whoever sent it
 // was told that it arrived and does not send it again), and of a restore what it has verified already: another attempt
 // for the same token and snapshot goes on from there. When the operation is given up, all goes with the instance.
-func (n *Node) cleared(ctx context.Context, input workspace.PrepareContentInput, mark identity) (arrived bool, err error) {
-	found, err := n.Volumes.identify(mark.WorkspaceID, mark.Token)
+func (n *Node) cleared(ctx context.Context, volumes *Volumes, input workspace.PrepareContentInput, mark identity) (arrived bool, err error) {
+	found, err := volumes.identify(mark.WorkspaceID, mark.Token)
 	switch {
 	case errors.Is(err, errNoContent):
 		return false, nil
@@ -108,27 +112,27 @@ func (n *Node) cleared(ctx context.Context, input workspace.PrepareContentInput,
 	case found.State != contentPreparing:
 		return false, fmt.Errorf("%s was whole once and is not any more: %w", workspace.InstanceName(mark.WorkspaceID, mark.Token), errNoContent)
 	case input.Snapshot != "" && found.Base == input.Snapshot:
-		return n.keepRestored(ctx, mark)
+		return n.keepRestored(ctx, volumes, mark)
 	case input.Source.Kind == workspace.SourceUpload && input.Snapshot == "":
 		if n.uploads.receiving(mark.WorkspaceID, mark.Token) {
 			return false, nil // it began for an attempt before this one and goes on
 		}
-		if _, err := os.Lstat(n.Volumes.content(mark.WorkspaceID, mark.Token)); err == nil {
+		if _, err := os.Lstat(volumes.content(mark.WorkspaceID, mark.Token)); err == nil {
 			return true, nil
 		}
 	}
-	return false, n.Volumes.trash(ctx, mark.WorkspaceID, mark.Token)
+	return false, volumes.trash(ctx, mark.WorkspaceID, mark.Token)
 }
 
 // keepRestored leaves in an instance's directory only what a restore of its base has put there. The content itself is
 // there whole and verified, or not at all (invariant 5): then only the mark is missing (invariant 8).
-func (n *Node) keepRestored(ctx context.Context, mark identity) (arrived bool, err error) {
-	content := n.Volumes.content(mark.WorkspaceID, mark.Token)
+func (n *Node) keepRestored(ctx context.Context, volumes *Volumes, mark identity) (arrived bool, err error) {
+	content := volumes.content(mark.WorkspaceID, mark.Token)
 	switch info, err := os.Lstat(content); {
 	case err == nil && info.IsDir():
 		return true, nil
 	case err == nil:
-		return false, n.Volumes.trash(ctx, mark.WorkspaceID, mark.Token)
+		return false, volumes.trash(ctx, mark.WorkspaceID, mark.Token)
 	case !errors.Is(err, os.ErrNotExist):
 		return false, fmt.Errorf("looking for the restored content: %w", err)
 	}
@@ -136,7 +140,7 @@ func (n *Node) keepRestored(ctx context.Context, mark identity) (arrived bool, e
 	if err != nil {
 		return false, err
 	}
-	dir := n.Volumes.dir(mark.WorkspaceID, mark.Token)
+	dir := volumes.dir(mark.WorkspaceID, mark.Token)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return false, fmt.Errorf("looking at what an earlier attempt left: %w", err)
@@ -177,23 +181,24 @@ func occupied(content string) int64 {
 }
 
 // begin makes the instance's directory.
-func (n *Node) begin(mark identity) error {
-	if err := os.MkdirAll(n.Volumes.dir(mark.WorkspaceID, mark.Token), 0o700); err != nil {
+func (n *Node) begin(volumes *Volumes, mark identity) error {
+	// Only the instance's own: what is missing above it is a disk or a volume that is not there (invariant 5).
+	if err := os.Mkdir(volumes.dir(mark.WorkspaceID, mark.Token), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the instance's directory: %w", err)
 	}
-	return n.Volumes.mark(mark)
+	return volumes.mark(mark)
 }
 
-func (n *Node) fill(ctx context.Context, input workspace.PrepareContentInput, progress *meter) (*workspace.Restore, error) {
-	content := n.Volumes.content(input.Target.WorkspaceID, input.Target.Token)
+func (n *Node) fill(ctx context.Context, volumes *Volumes, input workspace.PrepareContentInput, progress *meter) (*workspace.Restore, error) {
+	content := volumes.content(input.Target.WorkspaceID, input.Target.Token)
 	switch {
 	case input.Source.Kind == workspace.SourceSnapshot:
 		return n.restore(ctx, input.OriginID, input.OriginPassword, input.Snapshot, content, "", progress)
 	case input.Snapshot != "":
-		state := n.Volumes.state(input.Target.WorkspaceID, input.Target.Token)
+		state := volumes.state(input.Target.WorkspaceID, input.Target.Token)
 		return n.restore(ctx, input.Target.WorkspaceID, input.Target.Sealed, input.Snapshot, content, state, progress)
 	case input.Source.Kind == workspace.SourceUpload:
-		return nil, n.awaitUpload(ctx, input.Target)
+		return nil, n.awaitUpload(ctx, volumes, input.Target)
 	case input.Source.Kind == workspace.SourceGit:
 		return nil, n.clone(ctx, input, content)
 	default:
@@ -258,13 +263,13 @@ func (n *Node) clone(ctx context.Context, input workspace.PrepareContentInput, c
 }
 
 // awaitUpload waits until the data port has put the promised directory in place.
-func (n *Node) awaitUpload(ctx context.Context, target workspace.Target) error {
+func (n *Node) awaitUpload(ctx context.Context, volumes *Volumes, target workspace.Target) error {
 	arrived, done := n.uploads.expect(target.WorkspaceID, target.Token)
 	defer done()
 	patience := time.NewTimer(uploadPatience)
 	defer patience.Stop()
 	for {
-		if _, err := os.Lstat(n.Volumes.content(target.WorkspaceID, target.Token)); err == nil {
+		if _, err := os.Lstat(volumes.content(target.WorkspaceID, target.Token)); err == nil {
 			return nil
 		}
 		select {

@@ -242,10 +242,14 @@ func (c *Control) place(ctx context.Context, input workspace.PlaceInput) (worksp
 		}
 	}
 	nodes, infos, unheard := c.candidates(ctx, names, input)
-	chosen, passed := fleet.Choose(nodes, fleet.Want{Only: input.Only, Avoid: input.Exclude})
+	chosen, passed := fleet.Choose(nodes, fleet.Want{Only: input.Only, Avoid: input.Exclude, Prefer: input.Prefer})
 	switch {
 	case chosen != "":
-		return workspace.PlaceResult{Node: chosen, Recipient: infos[chosen].Recipient}, nil
+		result := workspace.PlaceResult{Node: chosen, Recipient: infos[chosen].Recipient}
+		if input.Shared {
+			result.Volume = infos[chosen].Volume.ID
+		}
+		return result, nil
 	case unheard != nil:
 		return workspace.PlaceResult{}, fmt.Errorf("choosing a node for workspace %s: %w", input.Name, unheard) // passes
 	default:
@@ -290,6 +294,7 @@ func (c *Control) candidate(ctx context.Context, name string, input workspace.Pl
 	}
 	node.Registered, node.Ready, node.Cordoned = true, state.Phase == workspace.NodeReady, state.Cordoned
 	node.State = fmt.Sprintf("%s (%s)", state.Phase, state.Reason)
+	node.Unfit = unfit(input, state.Info)
 	if !node.Ready {
 		return node, state.Info, nil
 	}
@@ -299,6 +304,25 @@ func (c *Control) candidate(ctx context.Context, name string, input workspace.Pl
 	}
 	node.Holds = len(placements)
 	return node, state.Info, nil
+}
+
+// unfit says why a node cannot have a workspace on a shared volume; empty when it can. One without a guard process would run
+// on, cut off, while another node works on the same files.
+func unfit(input workspace.PlaceInput, info workspace.NodeInfo) string {
+	switch {
+	case !input.Shared:
+		return ""
+	case info.Volume == nil:
+		return "has no shared volume (its agent was started without --shared-volumes)"
+	case info.Volume.ID == "":
+		return "cannot use its shared volume: " + info.Volume.Problem
+	case !info.HasVolume(input.Volume):
+		return fmt.Sprintf("has shared volume %s, and the content is on %s", info.Volume.ID, input.Volume)
+	case !info.Guarded:
+		return "has no guard process, without which nothing on a shared volume may run"
+	default:
+		return ""
+	}
 }
 
 func (c *Control) nodes(ctx context.Context) ([]string, error) {

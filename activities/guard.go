@@ -222,7 +222,8 @@ func (g *Guard) identify(ctx context.Context, instances []engine.Instance) (titl
 				continue
 			}
 			_, err = os.Lstat(g.Volumes.dir(id, token))
-			looked.elsewhere[name] = errors.Is(err, fs.ErrNotExist)
+			// What is exclusive is not on the node's own disk, and nowhere at all once another node has taken it over.
+			looked.elsewhere[name] = errors.Is(err, fs.ErrNotExist) && instance.Labels[engine.LabelExclusive] != engine.Exclusive
 			if mark, err := g.Volumes.identify(id, token); err == nil {
 				looked.titles[name] = mark.Name
 			}

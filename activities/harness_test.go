@@ -58,7 +58,8 @@ type fakeEngine struct {
 	// stuck makes Ready wait for its context.
 	stuck bool
 	specs map[string]engine.Spec
-	work  engine.Work // of every instance
+	grace time.Duration // of the last Stop
+	work  engine.Work   // of every instance
 }
 
 func newFakeEngine() *fakeEngine {
@@ -141,7 +142,10 @@ func (f *fakeEngine) Unpause(ctx context.Context, id string) error {
 	return f.set(ctx, "unpause", id, engine.StatusRunning)
 }
 
-func (f *fakeEngine) Stop(ctx context.Context, id string, _ time.Duration) error {
+func (f *fakeEngine) Stop(ctx context.Context, id string, grace time.Duration) error {
+	f.mutex.Lock()
+	f.grace = grace
+	f.mutex.Unlock()
 	return f.set(ctx, "stop", id, engine.StatusExited)
 }
 

@@ -134,10 +134,14 @@ func (v *Volumes) hookLog(id string, token uint64) string {
 
 // keepHookOutput appends to the instance's hook log.
 func (n *Node) keepHookOutput(target workspace.Target, result workspace.HookResult, output []byte) error {
-	if _, err := n.Volumes.identify(target.WorkspaceID, target.Token); err != nil {
+	volumes, err := n.on(target.Volume)
+	if err != nil {
+		return err
+	}
+	if _, err := volumes.identify(target.WorkspaceID, target.Token); err != nil {
 		return err // nothing is written into a directory that is not the instance's (invariant 5)
 	}
-	path := n.Volumes.hookLog(target.WorkspaceID, target.Token)
+	path := volumes.hookLog(target.WorkspaceID, target.Token)
 	kept, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -155,10 +159,14 @@ func (n *Node) keepHookOutput(target workspace.Target, result workspace.HookResu
 
 // HookLog writes the end of what the instance's hooks printed.
 func (n *Node) HookLog(_ context.Context, claims dataport.Claims, w io.Writer) error {
-	if _, err := n.Volumes.identify(claims.WorkspaceID, claims.Token); err != nil {
+	volumes, err := n.on(claims.Volume)
+	if err != nil {
 		return fmt.Errorf("%w: %w", dataport.ErrNotHere, err)
 	}
-	kept, err := os.ReadFile(n.Volumes.hookLog(claims.WorkspaceID, claims.Token))
+	if _, err := volumes.identify(claims.WorkspaceID, claims.Token); err != nil {
+		return fmt.Errorf("%w: %w", dataport.ErrNotHere, err)
+	}
+	kept, err := os.ReadFile(volumes.hookLog(claims.WorkspaceID, claims.Token))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // none has run
 	}

@@ -78,7 +78,11 @@ func (n *Node) Download(ctx context.Context, claims dataport.Claims, request dat
 		return n.downloadSnapshot(ctx, claims, request, begin)
 	}
 	defer n.use.connect(claims)()
-	content, _, err := n.Volumes.usable(claims.WorkspaceID, claims.Token) // invariant 5
+	volumes, err := n.on(claims.Volume)
+	if err != nil {
+		return fmt.Errorf("%w: %w", dataport.ErrNotHere, err)
+	}
+	content, err := volumes.readable(claims.WorkspaceID, claims.Token) // invariant 5
 	if err != nil {
 		return fmt.Errorf("%w: %w", dataport.ErrNotHere, err)
 	}

@@ -54,7 +54,11 @@ func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceI
 		if err := n.Lease.CheckNew(); err != nil { // invariant 7
 			return err
 		}
-		content, mark, err := n.Volumes.usable(input.Target.WorkspaceID, input.Target.Token)
+		volumes, err := n.onOrElsewhere(input.Target.Volume)
+		if err != nil {
+			return fmt.Errorf("starting: %w", err)
+		}
+		content, mark, err := volumes.usable(input.Target.WorkspaceID, input.Target.Token)
 		if err != nil {
 			return fmt.Errorf("starting: %w", err)
 		}
@@ -62,8 +66,8 @@ func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceI
 		if err != nil {
 			return err
 		}
-		labels := n.labels(input.Target)
-		if input.Exclusive {
+		labels, exclusive := n.labels(input.Target), input.Exclusive || input.Target.Volume != ""
+		if exclusive {
 			if n.Holder == nil {
 				return fmt.Errorf("starting: %w", errUnguarded)
 			}
@@ -81,7 +85,7 @@ func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceI
 			return fmt.Errorf("creating the instance: %w", err)
 		}
 		result.Container = id
-		if input.Exclusive {
+		if exclusive {
 			// Before anything of it runs: from here on the guard pauses it, whatever becomes of this agent.
 			if err := n.Holder.Hold(ctx, id); err != nil {
 				return fmt.Errorf("starting: %w: %w", errUnguarded, err)
@@ -90,7 +94,7 @@ func (n *Node) StartInstance(ctx context.Context, input workspace.StartInstanceI
 		if mark.State != contentStarted {
 			// Before anything can write to the content: from here on only a backup lets it go.
 			mark.State = contentStarted
-			if err := n.Volumes.mark(mark); err != nil {
+			if err := volumes.mark(mark); err != nil {
 				return err
 			}
 		}
@@ -167,7 +171,10 @@ func (n *Node) FindInstance(ctx context.Context, input workspace.FindInstanceInp
 				break
 			}
 		}
-		_, _, err = n.Volumes.usable(input.Target.WorkspaceID, input.Target.Token)
+		volumes, err := n.on(input.Target.Volume)
+		if err == nil {
+			_, _, err = volumes.usable(input.Target.WorkspaceID, input.Target.Token)
+		}
 		switch {
 		case err != nil && result.Runs && errors.Is(err, errNoContent):
 			return fmt.Errorf("the instance runs, but on content that is not in its place: %w: %v", errForeign, err)
@@ -200,7 +207,14 @@ func (n *Node) StopInstance(ctx context.Context, input workspace.StopInstanceInp
 		if err := before.run(ctx, input.PreStop); err != nil {
 			return err
 		}
-		return n.halt(ctx, n.labels(input.Target), time.Duration(input.GraceSeconds)*time.Second)
+		grace := time.Duration(input.GraceSeconds) * time.Second
+		if input.Dismiss {
+			grace = engine.WhereItStands // its files are another's: it must not do another thing
+		}
+		if err := n.halt(ctx, n.labels(input.Target), grace); err != nil || !input.Dismiss {
+			return err
+		}
+		return n.dismiss(ctx, n.labels(input.Target))
 	})
 	return workspace.StopInstanceResult{Hooks: before.results}, err
 }

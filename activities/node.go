@@ -19,9 +19,11 @@ import (
 
 // Node has the activities of one node and answers its data port. Its fields are set once, before anything runs.
 type Node struct {
-	Name     string
-	Engine   engine.Engine
-	Volumes  *Volumes
+	Name    string
+	Engine  engine.Engine
+	Volumes *Volumes
+	// Shared, when set, is the shared volume that this node reaches, of which several nodes have a part each.
+	Shared   *Volumes
 	Catalog  *catalog.Catalog
 	Identity *keys.NodeIdentity
 	Lease    *Lease

@@ -96,11 +96,15 @@ func (n *Node) Upload(ctx context.Context, claims dataport.Claims, r io.Reader) 
 	}
 	arrived := false
 	defer func() { end(arrived) }()
-	found, err := n.Volumes.identify(claims.WorkspaceID, claims.Token)
+	volumes, err := n.on(claims.Volume)
 	if err != nil {
 		return dataport.UploadResult{}, fmt.Errorf("%w: %w", dataport.ErrNotHere, err)
 	}
-	content := n.Volumes.content(claims.WorkspaceID, claims.Token)
+	found, err := volumes.identify(claims.WorkspaceID, claims.Token)
+	if err != nil {
+		return dataport.UploadResult{}, fmt.Errorf("%w: %w", dataport.ErrNotHere, err)
+	}
+	content := volumes.content(claims.WorkspaceID, claims.Token)
 	if _, err := os.Lstat(content); found.State != contentPreparing || !errors.Is(err, os.ErrNotExist) {
 		return dataport.UploadResult{}, fmt.Errorf("the workspace has its content already: %w", dataport.ErrConflict)
 	}

@@ -18,16 +18,19 @@ import (
 	"holdfast/workspace"
 )
 
-// Volumes is a node's disk: one directory for each instance, named by workspace id and token (invariant 6).
+// Volumes is a node's disk, or a shared volume (shared.go): one directory for each instance, named by workspace id and token
+// (invariant 6).
 //
 //	<root>/workspaces/<id>.<token>/identity.json   who the content belongs to
 //	<root>/workspaces/<id>.<token>/content/        what the instance sees as /workspace
 //	<root>/workspaces/<id>.<token>/state           what the last backup or restore knew of the content; losing it costs time only
 //	<root>/trash/                                  what is being removed
 type Volumes struct {
-	root  string
-	mutex sync.Mutex
-	busy  map[string]*turn
+	root string
+	// shared is set for a volume that several nodes reach.
+	shared *shared
+	mutex  sync.Mutex
+	busy   map[string]*turn
 }
 
 // turn is one operation's time with a workspace.
@@ -55,6 +58,9 @@ type identity struct {
 	State       contentState `json:"state"`
 	Base        string       `json:"base,omitempty"`
 	Time        time.Time    `json:"time"`
+	// Node and Key are whose instance it is, on a shared volume: the node's name and its public key.
+	Node string `json:"node,omitempty"`
+	Key  string `json:"key,omitempty"`
 }
 
 // Errors of a node's disk.
@@ -116,8 +122,20 @@ func (v *Volumes) state(id string, token uint64) string {
 }
 
 // identify reads the identity of an instance's directory; errNoContent when there is none, errForeign when it names
-// another workspace or token (invariant 5).
+// another workspace or token, or, on a shared volume, another node (invariant 5).
 func (v *Volumes) identify(id string, token uint64) (identity, error) {
+	found, err := v.known(id, token)
+	if err == nil && !v.mine(found) {
+		return found, fmt.Errorf("%s is held by node %s, of the key %.16s…: %w", workspace.InstanceName(id, token), found.Node, found.Key, errForeign)
+	}
+	return found, err
+}
+
+// known is identify whichever node holds it.
+func (v *Volumes) known(id string, token uint64) (identity, error) {
+	if err := v.check(); err != nil {
+		return identity{}, err
+	}
 	found, err := v.readIdentity(v.dir(id, token))
 	if err != nil {
 		return found, err
@@ -151,6 +169,20 @@ func (v *Volumes) usable(id string, token uint64) (string, identity, error) {
 	if err != nil {
 		return "", found, err
 	}
+	return v.whole(id, token, found)
+}
+
+// readable is usable for who only reads, whichever node holds it: that of a node that is lost can be fetched through another.
+func (v *Volumes) readable(id string, token uint64) (string, error) {
+	found, err := v.known(id, token)
+	if err != nil {
+		return "", err
+	}
+	content, _, err := v.whole(id, token, found)
+	return content, err
+}
+
+func (v *Volumes) whole(id string, token uint64, found identity) (string, identity, error) {
 	if found.State == contentPreparing {
 		return "", found, fmt.Errorf("%s was never whole: %w", workspace.InstanceName(id, token), errNoContent)
 	}
@@ -159,7 +191,7 @@ func (v *Volumes) usable(id string, token uint64) (string, identity, error) {
 	if err := unix.Lstat(v.dir(id, token), &beside); err != nil {
 		return "", found, fmt.Errorf("looking at %s: %w", workspace.InstanceName(id, token), err)
 	}
-	err = unix.Lstat(content, &inside)
+	err := unix.Lstat(content, &inside)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && inside.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return "", found, fmt.Errorf("%s has lost its content directory: %w", workspace.InstanceName(id, token), errNoContent)
 	}
@@ -174,6 +206,12 @@ func (v *Volumes) usable(id string, token uint64) (string, identity, error) {
 
 // mark writes an identity, atomically and durably.
 func (v *Volumes) mark(mark identity) error {
+	if err := v.check(); err != nil {
+		return err
+	}
+	if v.shared != nil {
+		mark.Node, mark.Key = v.shared.node, v.shared.key
+	}
 	dir := v.dir(mark.WorkspaceID, mark.Token)
 	data, err := json.Marshal(mark)
 	if err != nil {
@@ -185,14 +223,21 @@ func (v *Volumes) mark(mark identity) error {
 	return syncDir(dir)
 }
 
-// adopt gives the content of an older token to a new one: a rename, then the new identity. Repeating it after a crash
-// between the two finishes it.
+// adopt gives the content of an older token to a new one, and on a shared volume to this node: a rename, then the new identity.
+// Repeating it after a crash between the two finishes it. Of several that want the same content one gets it: the name that
+// they rename is there once.
 func (v *Volumes) adopt(id, name string, from, to uint64) error {
+	if err := v.check(); err != nil {
+		return err
+	}
+	take := func(found identity) error {
+		return v.mark(identity{WorkspaceID: id, Name: name, Token: to, State: found.State, Base: found.Base, Time: time.Now()})
+	}
 	switch found, err := v.readIdentity(v.dir(id, to)); {
-	case err == nil && found.WorkspaceID == id && found.Token == to:
+	case err == nil && found.WorkspaceID == id && found.Token == to && v.mine(found):
 		return nil
 	case err == nil && found.WorkspaceID == id && found.Token < to:
-		return v.mark(identity{WorkspaceID: id, Name: name, Token: to, State: found.State, Base: found.Base, Time: time.Now()})
+		return take(found)
 	case err == nil:
 		return fmt.Errorf("adopting the content of %s: %w", id, errForeign)
 	case !errors.Is(err, errNoContent):
@@ -204,9 +249,15 @@ func (v *Volumes) adopt(id, name string, from, to uint64) error {
 		return err
 	}
 	if newest < from {
+		// A client of a file server may list a directory as it was a while ago, and finds a name all the same.
+		if _, err := os.Lstat(v.dir(id, from)); err == nil {
+			newest = from
+		}
+	}
+	if newest < from {
 		return fmt.Errorf("adopting the content of %s: %w", workspace.InstanceName(id, from), errNoContent)
 	}
-	_, found, err := v.usable(id, newest)
+	found, err := v.adoptable(id, newest)
 	if err != nil {
 		return fmt.Errorf("adopting the content of %s: %w", workspace.InstanceName(id, newest), err)
 	}
@@ -216,7 +267,21 @@ func (v *Volumes) adopt(id, name string, from, to uint64) error {
 	if err := syncDir(filepath.Join(v.root, "workspaces")); err != nil {
 		return err
 	}
-	return v.mark(identity{WorkspaceID: id, Name: name, Token: to, State: found.State, Base: found.Base, Time: time.Now()})
+	return take(found)
+}
+
+// adoptable is the identity of content that another token may take over. One that is behind its directory's name is of an
+// adoption that was cut between its two steps, and was then gone on without: its directory's name is what counts.
+func (v *Volumes) adoptable(id string, token uint64) (identity, error) {
+	found, err := v.readIdentity(v.dir(id, token))
+	switch {
+	case err != nil:
+		return found, err
+	case found.WorkspaceID != id || found.Token > token:
+		return found, fmt.Errorf("%s is marked as %s: %w", workspace.InstanceName(id, token), workspace.InstanceName(found.WorkspaceID, found.Token), errForeign)
+	}
+	_, found, err = v.whole(id, token, found)
+	return found, err
 }
 
 // newest is the highest token below limit of which the node has a directory, 0 when none.
@@ -237,6 +302,9 @@ func (v *Volumes) newest(id string, limit uint64) (uint64, error) {
 // trash renames exactly this instance's directory out of the way, so that a late duplicate of the removal finds
 // nothing (invariant 6), and then deletes it. It is safe only after invariant 1 was checked.
 func (v *Volumes) trash(ctx context.Context, id string, token uint64) error {
+	if err := v.check(); err != nil { // invariant 5: what is not mounted is not gone
+		return err
+	}
 	name := workspace.InstanceName(id, token)
 	where := filepath.Join(v.root, "trash", fmt.Sprintf("%s.%d", name, time.Now().UnixNano()))
 	switch err := os.Rename(v.dir(id, token), where); {
@@ -251,8 +319,12 @@ func (v *Volumes) trash(ctx context.Context, id string, token uint64) error {
 	return removeTree(ctx, where)
 }
 
-// EmptyTrash deletes what a removal that was cut had moved to the trash.
+// EmptyTrash deletes what a removal that was cut had moved to the trash. On a shared volume it may be another node's, which is
+// removing it at the same moment: what is in the trash is nobody's.
 func (v *Volumes) EmptyTrash(ctx context.Context) error {
+	if err := v.check(); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(filepath.Join(v.root, "trash"))
 	if err != nil {
 		return fmt.Errorf("listing the trash: %w", err)
@@ -281,7 +353,7 @@ func removeTree(ctx context.Context, dir string) error {
 		}
 		return err
 	})
-	if walk != nil && !errors.Is(walk, fs.ErrPermission) {
+	if walk != nil && !errors.Is(walk, fs.ErrPermission) && !errors.Is(walk, fs.ErrNotExist) {
 		return fmt.Errorf("emptying the trash: %w", walk)
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -292,6 +364,9 @@ func removeTree(ctx context.Context, dir string) error {
 
 // Unknown lists directories that are no instance's: they are kept and named (invariant 1).
 func (v *Volumes) Unknown() ([]string, error) {
+	if err := v.check(); err != nil {
+		return nil, err
+	}
 	entries, err := os.ReadDir(filepath.Join(v.root, "workspaces"))
 	if err != nil {
 		return nil, fmt.Errorf("listing the node's content: %w", err)
@@ -300,7 +375,7 @@ func (v *Volumes) Unknown() ([]string, error) {
 	for _, entry := range entries {
 		id, token, err := workspace.ParseInstanceName(entry.Name())
 		if err == nil {
-			_, err = v.identify(id, token)
+			_, err = v.known(id, token)
 		}
 		if err != nil && !strings.HasPrefix(entry.Name(), ".") {
 			unknown = append(unknown, entry.Name())
@@ -309,9 +384,12 @@ func (v *Volumes) Unknown() ([]string, error) {
 	return unknown, nil
 }
 
-// Held describes every instance whose content is on the node: what its workspace's workflow may have forgotten is found
+// Held describes every instance whose content is on the node, and of a shared volume those that this node holds: what its workspace's workflow may have forgotten is found
 // here (invariant 1: content that nobody knows is kept and listed).
 func (v *Volumes) Held() ([]string, error) {
+	if err := v.check(); err != nil {
+		return nil, err
+	}
 	entries, err := os.ReadDir(filepath.Join(v.root, "workspaces"))
 	if err != nil {
 		return nil, fmt.Errorf("listing the node's content: %w", err)
@@ -331,6 +409,9 @@ func (v *Volumes) Held() ([]string, error) {
 
 // free is how many bytes the node's disk has left for content.
 func (v *Volumes) free() (int64, error) {
+	if err := v.check(); err != nil {
+		return 0, err
+	}
 	var stat unix.Statfs_t
 	if err := unix.Statfs(v.root, &stat); err != nil {
 		return 0, fmt.Errorf("asking for the disk's free room: %w", err)

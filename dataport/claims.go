@@ -55,6 +55,7 @@ type Claims struct {
 	Name        string `json:"name,omitempty"` // the workspace's name, for messages and the audit line only
 	Token       uint64 `json:"tok,omitempty"`  // the instance's fencing token; 0 when the verb needs no instance
 	Node        string `json:"node"`           // the only node that may honour it
+	Volume      string `json:"vol,omitempty"`  // the id of the shared volume that the content is on; empty: the node's own disk
 	Verb        Verb   `json:"verb"`
 
 	// Snapshot and Path narrow a download: which snapshot ("" lets the node choose the best that it has), and which

@@ -19,6 +19,8 @@ type Node struct {
 	State string
 	// Cordoned is who said that nothing new is placed on it; empty when nobody did.
 	Cordoned string
+	// Unfit is why it cannot take this workspace, whatever else is so; empty when nothing is known against it.
+	Unfit string
 	// Holds is how many instances have something on it.
 	Holds int
 }
@@ -29,9 +31,11 @@ type Want struct {
 	Only string
 	// Avoid are nodes that were tried, or that a person does not want.
 	Avoid []string
+	// Prefer is taken when it can be, however much it holds.
+	Prefer string
 }
 
-// Choose names the node that takes the workspace: of those that can, the one that holds least, and of equals the first by name.
+// Choose names the node that takes the workspace: of those that can, the preferred one, else the one that holds least, and of equals the first by name.
 // Without one it is empty, and passed says of each node, by name, why it was passed over.
 func Choose(nodes []Node, want Want) (name string, passed []string) {
 	nodes = slices.SortedFunc(slices.Values(nodes), func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
@@ -40,7 +44,8 @@ func Choose(nodes []Node, want Want) (name string, passed []string) {
 		switch why := unfit(node, want); {
 		case why != "":
 			passed = append(passed, node.Name+" "+why)
-		case best < 0 || node.Holds < nodes[best].Holds:
+		case best >= 0 && nodes[best].Name == want.Prefer:
+		case best < 0 || node.Holds < nodes[best].Holds || node.Name == want.Prefer:
 			best = i
 		}
 	}
@@ -64,5 +69,5 @@ func unfit(node Node, want Want) string {
 	case node.Cordoned != "" && want.Only == "":
 		return fmt.Sprintf("was cordoned by %s", node.Cordoned)
 	}
-	return ""
+	return node.Unfit
 }

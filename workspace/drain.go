@@ -203,6 +203,9 @@ func DecideDrain(state State, node string, placed bool, plan DrainPlan, now time
 		return step(DrainWait, "its newest content is kept there: "+state.Kept.Why, mend)
 	}
 	for _, left := range state.Left {
+		if left.Node == node && left.Handed {
+			return step(DrainWait, fmt.Sprintf("what is left there of instance %d, whose files another node has, is being stopped", left.Token), "")
+		}
 		if left.Node == node && left.Unsaved() {
 			if left.Back {
 				return step(DrainWait, fmt.Sprintf("what instance %d still had there is being saved", left.Token), "")
@@ -316,7 +319,7 @@ func startedSince(state State, plan DrainPlan) (Operation, bool) {
 // drainMend is what a person can do about a workspace that was not moved.
 func drainMend(name string, kind ErrorType) string {
 	switch kind {
-	case ErrorNoNode, ErrorNodeFull, ErrorNodeUnguarded, ErrorDiskFull:
+	case ErrorNoNode, ErrorNodeFull, ErrorNodeUnguarded, ErrorVolumeMissing, ErrorDiskFull:
 		return "make room: `holdfast node list` shows the nodes, `holdfast node uncordon NODE` gives one back, `holdfast worker --node NAME` on a machine makes another"
 	case ErrorNotStored, ErrorStoreDenied, ErrorStoreFull, ErrorStoreMissing:
 		return "bring the stores back: `holdfast doctor` names what is wrong with them"

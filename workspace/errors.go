@@ -15,6 +15,7 @@ const (
 	ErrorStaleToken      ErrorType = "StaleToken"      // a newer instance has been recorded (invariant 7)
 	ErrorNodeFull        ErrorType = "NodeFull"        // the node does not admit it; another may
 	ErrorNodeUnguarded   ErrorType = "NodeUnguarded"   // the node has no guard process for what is exclusive; another may
+	ErrorVolumeMissing   ErrorType = "VolumeMissing"   // the shared volume is not mounted on the node; another may have it
 	ErrorNoNode          ErrorType = "NoNode"          // no node is left to try
 	ErrorImageNotFound   ErrorType = "ImageNotFound"   //
 	ErrorImageDenied     ErrorType = "ImageDenied"     //

@@ -210,6 +210,9 @@ func safe(state State, now time.Time) []string {
 	switch {
 	case state.Kept != nil:
 		lines = append(lines, keptWords(state.Kept))
+	case state.Instance != nil && state.Instance.Volume != "" && holdsContent(state):
+		lines = append(lines, fmt.Sprintf("The newest content is on shared volume %s (instance %d on node %s) and survives that node; nothing removes it before a verified backup of exactly that content is committed.",
+			state.Instance.Volume, state.Instance.Token, state.Instance.Node))
 	case state.Instance != nil && holdsContent(state):
 		lines = append(lines, fmt.Sprintf("The newest content is on node %s (instance %d); nothing removes it before a verified backup of exactly that content is committed.",
 			state.Instance.Node, state.Instance.Token))
@@ -253,6 +256,9 @@ func holdsContent(state State) bool {
 
 func keptWords(kept *Kept) string {
 	text := fmt.Sprintf("The newest content is kept on node %s (instance %d)", kept.Node, kept.Token)
+	if kept.Volume != "" {
+		text = fmt.Sprintf("The newest content is kept on shared volume %s (instance %d, last on node %s)", kept.Volume, kept.Token, kept.Node)
+	}
 	if kept.Why != "" {
 		text += ": " + strings.TrimSuffix(kept.Why, ".")
 	}

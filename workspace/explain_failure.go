@@ -55,6 +55,7 @@ var typedFailures = map[ErrorType]Failure{
 	ErrorStaleToken:      {Class: FailureContent, Words: "a newer instance of the workspace has been recorded, so this one may no longer write"},
 	ErrorNodeFull:        {Class: FailureNode, Words: "the node has no room for it", Mend: "make room on the node, or name another with --node"},
 	ErrorNodeUnguarded:   {Class: FailureNode, Words: "the node has no guard process that would pause it if the node were cut off, and it must not run without", Mend: "see the log of the node's agent, or name another with --node"},
+	ErrorVolumeMissing:   {Class: FailureNode, Words: "the shared volume is not mounted on the node, or another one is", Mend: "mount it there; `holdfast node show NODE` says which volume the node has"},
 	ErrorNoNode:          {Class: FailureNode, Words: "there is no node left to try", Mend: "look with `holdfast node list`; start an agent with `holdfast worker --node NODE`"},
 	ErrorImageNotFound:   {Class: FailureRegistry, Words: "the image does not exist", Mend: "name another with --image"},
 	ErrorImageDenied:     {Class: FailureRegistry, Words: "the registry denies the image", Mend: "log in on the node, or name another with --image"},

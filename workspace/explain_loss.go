@@ -38,6 +38,9 @@ func lossNote(state State) string {
 	if state.Loss == nil || state.Loss.Replaced {
 		return ""
 	}
+	if state.OnVolume() {
+		return fmt.Sprintf(" Node %s is lost since %s: it goes on when the node returns, or on another that has the volume, once nothing can be at work on the files any more.", state.Loss.Node, state.Loss.At.UTC().Format("15:04:05 UTC"))
+	}
 	return fmt.Sprintf(" Node %s is lost since %s: it goes on when the node returns.", state.Loss.Node, state.Loss.At.UTC().Format("15:04:05 UTC"))
 }
 
@@ -57,7 +60,9 @@ func lookNote(state State) string {
 // safeAfterLoss says what a loss costs, or cost.
 func safeAfterLoss(state State) []string {
 	var lines []string
-	if loss := state.Loss; loss != nil && !loss.Replaced {
+	if loss := state.Loss; loss != nil && !loss.Replaced && state.OnVolume() && !loss.Gone {
+		lines = append(lines, fmt.Sprintf("Node %s is lost, and the files are not: they are on a shared volume, and another node goes on with them as they are.", loss.Node))
+	} else if loss != nil && !loss.Replaced {
 		text := fmt.Sprintf("Node %s is lost: what only it has comes back with its disk.", loss.Node)
 		if state.Head != nil {
 			text += fmt.Sprintf(" Going on without it would lose at most the last %s of work before %s.", workSpan(LostWork(state, loss.At)), loss.At.UTC().Format("15:04:05 UTC"))
@@ -80,6 +85,9 @@ func recoveringActions(state State, command func(verb, more string) string, add 
 		add("holdfast node list", "shows which nodes answer")
 		add(command("stop", ""), "backs up what is on the node, instead of starting it again")
 		return
+	}
+	if !loss.Replaced && state.OnVolume() {
+		add("holdfast node dead "+loss.Node, "is your word that its machine is off, or cut off from the volume: another node goes on with the same files at once")
 	}
 	if !loss.Replaced && state.Head != nil {
 		add(command("start", "--accept-version "+state.Head.Snapshot), "goes on elsewhere now, without what only node "+loss.Node+" has")

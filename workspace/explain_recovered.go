@@ -11,6 +11,9 @@ import (
 // Stays says where content that was left is, why, and how long it stays there.
 func (k *Kept) Stays(now time.Time) string {
 	why := strings.TrimSuffix(k.Why, ".")
+	if k.Handed {
+		return fmt.Sprintf("Node %s had instance %d of it: %s. What is left of that there is stopped and removed when the node is there; the files are not.", k.Node, k.Token, why)
+	}
 	if !k.Replaced {
 		return fmt.Sprintf("Other content stays on node %s (instance %d), not removed by itself: %s.", k.Node, k.Token, why)
 	}

@@ -107,6 +107,8 @@ type Target struct {
 	Name        string `json:"name"`
 	Token       uint64 `json:"token"`
 	Node        string `json:"node"`
+	// Volume is the id of the shared volume that the content is on; empty: the node's own disk.
+	Volume string `json:"volume,omitempty"`
 	// Sealed is the repository's password, sealed to the node; empty where no repository is touched.
 	Sealed []byte `json:"sealed,omitempty"`
 }
@@ -138,12 +140,18 @@ type PlaceInput struct {
 	Only      string   `json:"only,omitempty"`
 	Exclude   []string `json:"exclude,omitempty"`
 	SizeBytes int64    `json:"size_bytes,omitempty"`
+	// Shared wants a node with a guard process and with a shared volume: that one, when Volume names it. Prefer is taken when it
+	// can be.
+	Shared bool   `json:"shared,omitempty"`
+	Volume string `json:"volume,omitempty"`
+	Prefer string `json:"prefer,omitempty"`
 }
 
 // PlaceResult is the chosen node.
 type PlaceResult struct {
 	Node      string `json:"node"`
-	Recipient string `json:"recipient"` // its age public key
+	Recipient string `json:"recipient"`        // its age public key
+	Volume    string `json:"volume,omitempty"` // of PlaceInput.Shared: the id of its shared volume
 }
 
 // SealInput asks for the repository's password and the person's secrets, sealed to a node. A repository that has no
@@ -178,6 +186,7 @@ type InstanceRecord struct {
 	Node        string    `json:"node"` // empty for a token that only seals the ones before it (unstick)
 	Base        string    `json:"base,omitempty"`
 	Adopted     uint64    `json:"adopted,omitempty"`
+	Volume      string    `json:"volume,omitempty"` // the id of the shared volume with its content; empty: the node's own disk
 	Time        time.Time `json:"time"`
 	Spec        Spec      `json:"spec"`
 	Secrets     []byte    `json:"secrets,omitempty"` // sealed to control
@@ -270,6 +279,9 @@ type StopInstanceInput struct {
 	GraceSeconds int    `json:"grace_seconds"`
 	// PreStop runs before that, while the instance runs.
 	PreStop *Hook `json:"pre_stop,omitempty"`
+	// Dismiss ends it where it stands, without a signal that it could hear, and removes the container too, and only that: the
+	// content, which is on a shared volume, is another instance's by now.
+	Dismiss bool `json:"dismiss,omitempty"`
 }
 
 // StopInstanceResult says how the hook ended.

@@ -15,6 +15,8 @@ type NodeInfo struct {
 	Engine      string   `json:"engine"`      // docker or process
 	Version     string   `json:"version"`
 	Notes       []string `json:"notes,omitempty"`
+	// Volume is the shared volume that it was given; nil: none.
+	Volume *NodeVolume `json:"volume,omitempty"`
 	// Guarded says that the node has a guard process now, and PauseAfter when that pauses exclusive instances (NodeGuard).
 	Guarded    bool          `json:"guarded,omitempty"`
 	PauseAfter time.Duration `json:"pause_after,omitempty"`

@@ -34,6 +34,8 @@ type Recovery struct {
 	// snapshotted since, until the loss was decided. A node that is only cut off may have gone on until then.
 	LostWork time.Duration `json:"lost_work"`
 	Gone     bool          `json:"gone,omitempty"` // Loss.Gone
+	// Volume is set when its content survived the node, on that shared volume, and was gone on with as it was.
+	Volume string `json:"volume,omitempty"`
 }
 
 // What says what was lost: the node, or only what it had.
@@ -71,9 +73,12 @@ func (r *Recovery) Words() string {
 	if r.Gone {
 		text = "node " + r.From + " had lost its content; it "
 	}
-	if r.To == "" {
+	switch {
+	case r.Volume != "":
+		return text + fmt.Sprintf("runs on node %s, with the files as they were on shared volume %s: nothing was lost", orElse(r.To, "that is being chosen"), r.Volume)
+	case r.To == "":
 		text += "goes on from snapshot " + Short(r.Snapshot)
-	} else {
+	default:
 		text += fmt.Sprintf("runs on node %s, from snapshot %s", r.To, Short(r.Snapshot))
 	}
 	if r.LostWork <= 0 {
@@ -125,6 +130,8 @@ func DecideRecovery(state State, look LookAtNodeResult, now time.Time) RecoveryD
 	switch {
 	case loss == nil:
 		return RecoveryDecision{Action: RecoveryStay}
+	case !loss.Gone && state.OnVolume():
+		return decideShared(state, look, now)
 	case loss.Replaced:
 		// It has been gone on without; what is left is to succeed.
 		if look.Brake.Held {

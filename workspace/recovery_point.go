@@ -131,6 +131,8 @@ type RecoveryPoint struct {
 	Exceeded bool      `json:"exceeded,omitempty"`
 	Due      time.Time `json:"due,omitzero"` // the next snapshot
 	Running  bool      `json:"running,omitempty"`
+	// Volume is the shared volume that the content is on: the loss of the node costs nothing, and that of the volume what is said here.
+	Volume string `json:"volume,omitempty"`
 
 	Failures    int              `json:"failures,omitempty"` // in a row
 	LastFailure *SnapshotFailure `json:"last_failure,omitempty"`
@@ -143,7 +145,7 @@ func RecoveryPointOf(state State, now time.Time) *RecoveryPoint {
 		return nil
 	}
 	every := state.Spec.Snapshots.Every()
-	point := &RecoveryPoint{AgeSeconds: -1, IntervalSeconds: int64(every / time.Second)}
+	point := &RecoveryPoint{AgeSeconds: -1, IntervalSeconds: int64(every / time.Second), Volume: instance.Volume}
 	known := state.Protection
 	if known == nil || known.Token != instance.Token {
 		known = &Protection{}
@@ -186,6 +188,9 @@ func (p *RecoveryPoint) Promised() string {
 func (p *RecoveryPoint) Bound() string {
 	if p.BoundSeconds == 0 {
 		return "none: snapshots while it runs are off"
+	}
+	if p.Volume != "" {
+		return fmt.Sprintf("a lost node costs nothing, the loss of its shared volume at most %s of work (a snapshot every %s)", exact(p.BoundSeconds), exact(p.IntervalSeconds))
 	}
 	return fmt.Sprintf("a lost node costs at most %s of work (a snapshot every %s)", exact(p.BoundSeconds), exact(p.IntervalSeconds))
 }

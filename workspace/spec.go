@@ -9,8 +9,11 @@ import (
 // VolumeKind says what a workspace's content lies on.
 type VolumeKind string
 
-// VolumeLocal is the node's own disk: it does not survive the node.
-const VolumeLocal VolumeKind = "local"
+// The kinds of volumes.
+const (
+	VolumeLocal  VolumeKind = "local"  // the node's own disk: it does not survive the node
+	VolumeShared VolumeKind = "shared" // a directory that several nodes mount: another node goes on with the very same files
+)
 
 // Volume is where and how large a workspace's content is.
 type Volume struct {
@@ -74,8 +77,8 @@ func (s Spec) Validate() error {
 	if strings.ContainsFunc(s.Image, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) || len(s.Image) > 255 {
 		return invalid("image", "%q: want a reference such as debian:12, without spaces, of at most 255 characters", s.Image)
 	}
-	if s.Volume.Kind != "" && s.Volume.Kind != VolumeLocal {
-		return invalid("volume", "%q: want local", s.Volume.Kind)
+	if s.Volume.Kind != "" && s.Volume.Kind != VolumeLocal && s.Volume.Kind != VolumeShared {
+		return invalid("volume", "%q: want local or shared", s.Volume.Kind)
 	}
 	if s.Volume.SizeBytes < 0 {
 		return invalid("volume size", "%d: want 0 (unknown) or more bytes", s.Volume.SizeBytes)

@@ -91,8 +91,14 @@ type Instance struct {
 	Token uint64 `json:"token"`
 	Node  string `json:"node"`
 	// Base is the snapshot that its content began with; empty for a first instance.
-	Base      string    `json:"base,omitempty"`
-	Adopted   uint64    `json:"adopted,omitempty"` // the token whose content on the node it went on with
+	Base    string `json:"base,omitempty"`
+	Adopted uint64 `json:"adopted,omitempty"` // the token whose content on the node it went on with
+	// Volume is the id of the shared volume that its content is on; empty: the node's own disk.
+	Volume string `json:"volume,omitempty"`
+	// Key is the node's public key, on a shared volume: another machine can come to have its name.
+	Key string `json:"key,omitempty"`
+	// Quiet is set once nothing of it runs any more and it is to be backed up.
+	Quiet     bool      `json:"quiet,omitempty"`
 	Container string    `json:"container,omitempty"`
 	Image     string    `json:"image,omitempty"`
 	Notes     []string  `json:"notes,omitempty"` // for example: the image was made from the machine's own programs
@@ -112,6 +118,14 @@ type Kept struct {
 	StatDigest string   `json:"stat_digest,omitempty"`
 	Owed       []string `json:"owed,omitempty"` // providers that do not hold the snapshot whole
 	Why        string   `json:"why"`
+	// Volume is the id of the shared volume that it is on: then any node that reaches that can go on with it, once it is known
+	// that nothing on Node works on it any more (Quiet).
+	Volume string `json:"volume,omitempty"`
+	Key    string `json:"key,omitempty"` // as Instance.Key
+	Quiet  bool   `json:"quiet,omitempty"`
+	// Handed is set, of what was left on a node, when its content is another instance's by now, on the same shared volume: there
+	// is nothing to save and nothing to remove, only its container.
+	Handed bool `json:"handed,omitempty"`
 	// Held is set when it is not released by itself: the next stop or start decides.
 	Held bool `json:"held,omitempty"`
 	// AcceptedOmissions is set when a person accepted what the snapshot does not hold.
@@ -141,7 +155,9 @@ type Kept struct {
 }
 
 // Unsaved says whether what was left of a replaced instance is still to be saved.
-func (k *Kept) Unsaved() bool { return k.Replaced && !k.Removed && (k.Snapshot == "" || k.Again) }
+func (k *Kept) Unsaved() bool {
+	return k.Replaced && !k.Handed && !k.Removed && (k.Snapshot == "" || k.Again)
+}
 
 // Salvaged is a recovered snapshot: what an instance that was replaced, or gone on without, still had. It stays in the stores
 // until a person removes it, and is never the newest version.

@@ -65,7 +65,7 @@ func TestNoActivityIsForgotten(t *testing.T) {
 
 // TestNoErrorIsForgotten: an error type that is added is thrown by every activity in the matrix, or only workflows have it.
 func TestNoErrorIsForgotten(t *testing.T) {
-	byWorkflows := []string{string(workspace.ErrorInterrupted), string(workspace.ErrorOlderVersion)}
+	byWorkflows := []string{string(workspace.ErrorInterrupted), string(workspace.ErrorOlderVersion), string(workspace.ErrorNameTaken)}
 	thrown := everyError()
 	for _, kind := range constants(t, "../workspace/errors.go", "Error") {
 		_, isThrown := thrown[kind]

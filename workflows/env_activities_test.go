@@ -3,6 +3,8 @@ package workflows_test
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,11 +32,23 @@ func (w *world) register(registry activityRegistry) {
 	})
 	add(workspace.ActivityPlace, func(_ context.Context, input workspace.PlaceInput) (workspace.PlaceResult, error) {
 		return do(w, workspace.ActivityPlace, func() (workspace.PlaceResult, error) {
-			for _, node := range []string{nodeOne, nodeTwo} {
+			nodes := slices.Sorted(maps.Keys(w.nodes))
+			if slices.Contains(nodes, input.Prefer) {
+				nodes = append([]string{input.Prefer}, nodes...)
+			}
+			for _, node := range nodes {
+				info := w.nodes[node].Info
+				if input.Shared && (!info.HasVolume(input.Volume) || !info.Guarded) {
+					continue
+				}
 				excluded := strings.Contains(strings.Join(input.Exclude, " "), node)
 				free := input.Only == "" && w.nodes[node].Cordoned == ""
 				if !excluded && w.nodes[node].Phase == workspace.NodeReady && (free || input.Only == node) {
-					return workspace.PlaceResult{Node: node, Recipient: "age1" + node}, nil
+					result := workspace.PlaceResult{Node: node, Recipient: "age1" + node}
+					if input.Shared {
+						result.Volume = info.Volume.ID
+					}
+					return result, nil
 				}
 			}
 			return workspace.PlaceResult{}, permanent(workspace.ErrorNoNode, "no node is left")
@@ -90,15 +104,24 @@ func (w *world) register(registry activityRegistry) {
 	})
 	add(workspace.ActivityStartInstance, func(_ context.Context, input workspace.StartInstanceInput) (workspace.StartInstanceResult, error) {
 		return doOn(w, input.Target.Node, workspace.ActivityStartInstance, func() (workspace.StartInstanceResult, error) {
-			w.started[place(input.Target)], w.runs[place(input.Target)] = true, true
-			w.content[place(input.Target)] += "+"
-			w.newestContent = w.content[place(input.Target)]
+			if input.Exclusive != (input.Target.Volume != "") {
+				w.violated = append(w.violated, fmt.Sprintf("started as exclusive: %t, on volume %q", input.Exclusive, input.Target.Volume))
+			}
+			if input.Target.Volume != "" {
+				w.alone(input.Target)
+				if _, ok := w.content[lies(input.Target)]; !ok {
+					return workspace.StartInstanceResult{}, permanent(workspace.ErrorContentMissing, "the node holds no such content")
+				}
+			}
+			w.started[lies(input.Target)], w.runs[place(input.Target)] = true, true
+			w.content[lies(input.Target)] += "+"
+			w.newestContent = w.content[lies(input.Target)]
 			return workspace.StartInstanceResult{Container: "container"}, nil
 		})
 	})
 	add(workspace.ActivityFindInstance, func(_ context.Context, input workspace.FindInstanceInput) (workspace.FindInstanceResult, error) {
 		return doOn(w, input.Target.Node, workspace.ActivityFindInstance, func() (workspace.FindInstanceResult, error) {
-			if _, ok := w.content[place(input.Target)]; !ok {
+			if _, ok := w.content[lies(input.Target)]; !ok {
 				return workspace.FindInstanceResult{}, permanent(workspace.ErrorContentMissing, "the node holds no such content")
 			}
 			return workspace.FindInstanceResult{Runs: w.runs[place(input.Target)]}, nil
@@ -126,7 +149,7 @@ func (w *world) register(registry activityRegistry) {
 		return doOn(w, input.Target.Node, workspace.ActivityBackup, func() (workspace.BackupResult, error) {
 			w.next++
 			id := fmt.Sprintf("%064d", w.next)
-			held, ok := w.content[place(input.Target)]
+			held, ok := w.content[lies(input.Target)]
 			if !ok {
 				return workspace.BackupResult{}, permanent(workspace.ErrorContentMissing, "no content")
 			}
@@ -188,7 +211,7 @@ func (w *world) register(registry activityRegistry) {
 	})
 	add(workspace.ActivityRemoveInstance, func(_ context.Context, input workspace.RemoveInstanceInput) error {
 		_, err := doOn(w, input.Target.Node, workspace.ActivityRemoveInstance, func() (any, error) {
-			held, ok := w.content[place(input.Target)]
+			held, ok := w.content[lies(input.Target)]
 			if ok && w.versions[input.Snapshot] != held {
 				w.violated = append(w.violated, fmt.Sprintf("removal of %q asked with a snapshot of %q", held, w.versions[input.Snapshot]))
 			}
@@ -201,17 +224,17 @@ func (w *world) register(registry activityRegistry) {
 			if ok && w.runs[place(input.Target)] {
 				w.violated = append(w.violated, "removal of what runs")
 			}
-			delete(w.content, place(input.Target))
+			delete(w.content, lies(input.Target))
 			return nil, nil
 		})
 		return err
 	})
 	add(workspace.ActivityDiscardInstance, func(_ context.Context, input workspace.DiscardInstanceInput) error {
 		_, err := doOn(w, input.Target.Node, workspace.ActivityDiscardInstance, func() (any, error) {
-			if w.started[place(input.Target)] && input.DiscardData == "" {
+			if w.started[lies(input.Target)] && input.DiscardData == "" {
 				return nil, permanent(workspace.ErrorRefused, "it may have run")
 			}
-			delete(w.content, place(input.Target))
+			delete(w.content, lies(input.Target))
 			return nil, nil
 		})
 		return err
@@ -219,14 +242,19 @@ func (w *world) register(registry activityRegistry) {
 }
 
 func (w *world) prepareContent(input workspace.PrepareContentInput) (workspace.PrepareContentResult, error) {
-	at := place(input.Target)
+	at := lies(input.Target)
 	if _, ok := w.content[at]; ok {
 		return workspace.PrepareContentResult{}, nil
 	}
 	if input.Adopt != 0 {
 		for token := input.Target.Token - 1; token >= input.Adopt; token-- {
-			older := fmt.Sprintf("%s/%d", input.Target.Node, token)
+			before := input.Target
+			before.Token = token
+			older := lies(before)
 			if held, ok := w.content[older]; ok {
+				if input.Target.Volume != "" {
+					w.alone(input.Target)
+				}
 				delete(w.content, older)
 				w.content[at] = held
 				w.started[at] = w.started[older]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -112,6 +113,14 @@ func emptyWorld(t *testing.T) *world {
 }
 
 func place(target workspace.Target) string { return fmt.Sprintf("%s/%d", target.Node, target.Token) }
+
+// lies is where an instance's content is: on its node, or on a shared volume.
+func lies(target workspace.Target) string {
+	if target.Volume != "" {
+		return fmt.Sprintf("%s/%d", target.Volume, target.Token)
+	}
+	return place(target)
+}
 
 // do runs an activity's effect between fail and after, and checks the invariant of all: content that has ever been
 // there is on a node or in a committed snapshot.
@@ -257,7 +266,7 @@ func (w *world) work(at time.Duration) {
 
 func (w *world) change() {
 	for place, held := range w.content {
-		if w.runs[place] && held == w.newestContent {
+		if (w.runs[place] || strings.HasPrefix(place, volume)) && held == w.newestContent {
 			w.content[place] += "."
 			w.newestContent = w.content[place]
 			return

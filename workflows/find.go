@@ -94,7 +94,7 @@ func (w *entity) find(ctx workflow.Context) error {
 		return err
 	case kind == workspace.ErrorContentMissing:
 		return w.findNothing(ctx, err)
-	case kind == "" || kind == workspace.ErrorNoNode || errors.As(err, &timeout):
+	case kind == "" || passes(kind) || errors.As(err, &timeout):
 		look.Attempts++
 		look.Why, look.Next = words, workflow.Now(ctx).Add(min(recoverAgain<<min(look.Attempts-1, 4), recoverSlowest))
 		if w.state.Phase == workspace.Recovering {
@@ -120,6 +120,13 @@ func (w *entity) looked(look *workspace.Look) {
 func (w *entity) findNothing(ctx workflow.Context, err error) error {
 	instance, now := w.state.Instance, workflow.Now(ctx)
 	w.state.Look = nil
+	if instance.Volume != "" {
+		// It was there for every node to see: what became of it is for a person to find out, and nothing is gone back to meanwhile.
+		kept := w.keep(ctx, w.target(instance), instance.Sequence, err)
+		w.state.Block.Mend = fmt.Sprintf("look on shared volume %s for %s; then `holdfast start %s`, or go back with `holdfast start %s --accept-version SNAPSHOT`",
+			instance.Volume, workspace.InstanceName(w.state.ID, instance.Token), w.state.Name, w.state.Name)
+		return kept
+	}
 	if w.state.Head == nil {
 		kept := w.keep(ctx, w.target(instance), instance.Sequence, err)
 		w.state.Kept.Why = "nothing was ever backed up, and its node did not have it when its agent was started again"

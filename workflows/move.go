@@ -60,6 +60,9 @@ func (w *entity) move(ctx workflow.Context, request *workspace.MoveRequest) erro
 		return w.gaveWay("it was not begun")
 	}
 	plan := launch{only: request.Node, exclude: from}
+	if instance.Volume != "" {
+		return w.moveShared(ctx, request, plan)
+	}
 	if err := w.movable(ctx, plan); err != nil {
 		return err
 	}

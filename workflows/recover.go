@@ -100,7 +100,12 @@ func (w *entity) notice(ctx workflow.Context) {
 		w.state.Loss = loss
 	}
 	loss.Epoch = max(loss.Epoch, news.Epoch)
-	if w.interrupt != nil && w.waitsForItsNode() {
+	switch {
+	case w.cut != nil:
+		w.wasCut = true
+		w.cut()
+		w.cut = nil
+	case w.interrupt != nil && w.waitsForItsNode():
 		w.interruptedBy = workspace.OperationRecover
 		w.interrupt()
 		w.interrupt = nil
@@ -225,19 +230,24 @@ func (w *entity) adopt(ctx workflow.Context) error {
 	switch kind, words := describe(err); {
 	case temporal.IsCanceledError(err), loss == nil:
 		return err
-	case kind == workspace.ErrorContentMissing && w.state.Head != nil:
+	case kind == workspace.ErrorContentMissing && w.state.Head != nil && instance.Volume == "":
 		// It came back without its disk.
 		loss.Gone = true
 		w.replace(ctx, "node "+instance.Node+" came back without it")
 		w.wait(ctx, "it came back without the content", workflow.Now(ctx))
 		return err
-	case kind == "" || kind == workspace.ErrorNoNode || errors.As(err, &timeout):
+	case kind == "" || passes(kind) || errors.As(err, &timeout):
 		w.wait(ctx, "going on there failed: "+words, workflow.Now(ctx).Add(recoverAgain))
 		return err
 	default:
 		w.state.Loss = nil
 		return w.keep(ctx, w.target(instance), instance.Sequence, err)
 	}
+}
+
+// passes says whether what keeps an instance from being started again on its node ends by itself some day.
+func passes(kind workspace.ErrorType) bool {
+	return kind == workspace.ErrorNoNode || kind == workspace.ErrorVolumeMissing || kind == workspace.ErrorNodeUnguarded
 }
 
 func (w *entity) startAgain(ctx workflow.Context, instance *workspace.Instance) error {
@@ -253,7 +263,7 @@ func (w *entity) startAgain(ctx workflow.Context, instance *workspace.Instance) 
 	var started workspace.StartInstanceResult
 	if err := workflow.ExecuteActivity(forStart(ctx, instance.Node, "find the instance, or start it again", runPromise, priorityRecover),
 		workspace.ActivityStartInstance, workspace.StartInstanceInput{
-			Target: w.target(instance), Image: instance.Image, Spec: w.state.Spec, Secrets: sealed.Secrets,
+			Target: w.target(instance), Image: instance.Image, Spec: w.state.Spec, Secrets: sealed.Secrets, Exclusive: instance.Volume != "",
 		}).Get(ctx, &started); err != nil {
 		return err
 	}
@@ -290,7 +300,7 @@ func (w *entity) recover(ctx workflow.Context) error {
 		if undo := w.undo(ctx, node.Node); undo != nil {
 			return undo
 		}
-		if ctx.Err() != nil || !anotherNodeMayDo(err) || w.state.Kept != nil {
+		if ctx.Err() != nil || !anotherNodeMayDo(err) || w.pinned() {
 			return w.notYet(ctx, err)
 		}
 		tried = append(tried, node.Node)
@@ -308,9 +318,9 @@ func (w *entity) placeWhereItWas(ctx workflow.Context) (workspace.PlaceResult, e
 		if left.Node != node.Node {
 			continue
 		}
-		target := workspace.Target{WorkspaceID: w.state.ID, Name: w.state.Name, Token: left.Token, Node: left.Node}
+		target := workspace.Target{WorkspaceID: w.state.ID, Name: w.state.Name, Token: left.Token, Node: left.Node, Volume: left.Volume}
 		if err := workflow.ExecuteActivity(forStart(ctx, node.Node, fmt.Sprintf("stop instance %d, which was replaced", left.Token), runPromise, priorityRecover),
-			workspace.ActivityStopInstance, workspace.StopInstanceInput{Target: target, GraceSeconds: 10}).Get(ctx, nil); err != nil {
+			workspace.ActivityStopInstance, workspace.StopInstanceInput{Target: target, GraceSeconds: 10, Dismiss: left.Handed}).Get(ctx, nil); err != nil {
 			return node, err
 		}
 	}
@@ -328,7 +338,11 @@ func (w *entity) mayReplace(ctx workflow.Context) error {
 	if decision.Action != workspace.RecoveryMove {
 		return &refusalError{workspace.ErrorNodeLost, "another instance was not recorded: " + decision.Why}
 	}
-	if !w.state.Loss.Replaced {
+	switch {
+	case w.state.Loss.Replaced:
+	case w.state.Instance.Volume != "":
+		w.handOver(ctx, "node "+w.state.Loss.Node+" was lost")
+	default:
 		w.replace(ctx, "node "+w.state.Loss.Node+" was lost, and the workspace went on elsewhere")
 	}
 	return nil
@@ -345,7 +359,7 @@ func (w *entity) replace(ctx workflow.Context, why string) {
 	}
 	w.state.Left = append(w.state.Left, workspace.Kept{
 		Node: instance.Node, Token: instance.Token, Sequence: instance.Sequence, Sealed: instance.Sealed, Why: why,
-		Replaced: true,
+		Replaced: true, Volume: instance.Volume,
 	})
 	w.state.Instance = nil
 	loss.Replaced = true
@@ -375,8 +389,8 @@ func (w *entity) notYet(ctx workflow.Context, err error) error {
 		}
 		return err
 	case !loss.Replaced, kind == "", kind == workspace.ErrorNoNode, kind == workspace.ErrorNodeFull, kind == workspace.ErrorNodeUnguarded, kind == workspace.ErrorDiskFull,
-		kind == workspace.ErrorNodeLost, kind == workspace.ErrorOlderVersion, errors.As(err, &timeout):
-		if w.state.Kept == nil {
+		kind == workspace.ErrorVolumeMissing, kind == workspace.ErrorNodeLost, kind == workspace.ErrorOlderVersion, errors.As(err, &timeout):
+		if !w.pinned() {
 			loss.Attempts++
 			pause := min(recoverAgain<<min(loss.Attempts-1, 4), recoverSlowest)
 			var refusal *refusalError
@@ -419,6 +433,9 @@ func (w *entity) startAfterLoss(ctx workflow.Context, accepted string) error {
 // withoutLostNode goes on without content that was kept on a node which is lost when a snapshot of exactly that
 // content is the newest version: nothing is gone back to. Else the start is refused (invariant 4).
 func (w *entity) withoutLostNode(ctx workflow.Context) error {
+	if w.state.Kept.Volume != "" {
+		return w.reachable(ctx) // it is not lost with the node
+	}
 	look, err := w.lookAtNode(ctx, w.state.Kept.Node)
 	switch {
 	case err != nil:

@@ -58,7 +58,7 @@ func removesSaved(ctx workflow.Context) bool {
 func (w *entity) salvages(left *workspace.Kept) bool {
 	// invariant 3: until another instance is recorded, it is the newest one, and a recovered snapshot lets nothing of it go.
 	replaced := w.state.Head != nil && w.state.Head.Token > left.Token
-	return left.Back && (left.Unsaved() || left.Replaced && left.Omitted == 0 && len(left.Sealed) > 0 && replaced)
+	return left.Back && (left.Handed || left.Unsaved() || left.Replaced && left.Omitted == 0 && len(left.Sealed) > 0 && replaced)
 }
 
 // salvageable is what can be saved or removed now, nil when nothing can.
@@ -71,7 +71,7 @@ func (w *entity) salvageable(ctx workflow.Context) *workspace.Kept {
 		if !w.salvages(left) || workflow.Now(ctx).Before(left.Next) {
 			continue
 		}
-		if left.Unsaved() || removesSaved(ctx) {
+		if left.Handed || left.Unsaved() || removesSaved(ctx) {
 			return left
 		}
 	}
@@ -105,8 +105,13 @@ var errNotItsTurn = errors.New("the node is busy with what others had there")
 func (w *entity) salvage(ctx workflow.Context) error {
 	left := w.salvageable(ctx)
 	s := &salvaging{entity: w, node: left.Node, token: left.Token, began: workflow.Now(ctx), target: workspace.Target{
-		WorkspaceID: w.state.ID, Name: w.state.Name, Token: left.Token, Node: left.Node, Sealed: left.Sealed,
+		WorkspaceID: w.state.ID, Name: w.state.Name, Token: left.Token, Node: left.Node, Volume: left.Volume, Sealed: left.Sealed,
 	}}
+	if left.Handed {
+		err := s.dismiss(ctx)
+		s.ended(ctx, err, "stopping it there failed: ")
+		return err
+	}
 	w.state.Operation.Snapshot = left.Snapshot
 	if left.Unsaved() {
 		err := s.save(ctx)
@@ -229,6 +234,12 @@ func (s *salvaging) remove(ctx workflow.Context) error {
 			left.Removed = true
 		}
 	}
+	return s.forget(ctx)
+}
+
+// forget releases what was placed on the node of the instance, and forgets what was left of it there.
+func (s *salvaging) forget(ctx workflow.Context) error {
+	left := *s.left()
 	// Content that was adopted has been placed there once for each of its tokens.
 	first := uint64(0)
 	for i := range s.state.Left {
@@ -239,9 +250,11 @@ func (s *salvaging) remove(ctx workflow.Context) error {
 	if err := s.releasePlacements(workflow.WithScheduleToCloseTimeout(control(ctx, "release the placement"), salvageSlice/4), s.node, first, s.token); err != nil {
 		return err
 	}
-	s.state.Salvaged = append(s.state.Salvaged, workspace.Salvaged{
-		Node: s.node, Token: s.token, Snapshot: left.Snapshot, Saved: left.Saved, Removed: workflow.Now(ctx), Files: left.Files, Bytes: left.Bytes, Chosen: left.Chosen,
-	})
+	if !left.Handed {
+		s.state.Salvaged = append(s.state.Salvaged, workspace.Salvaged{
+			Node: s.node, Token: s.token, Snapshot: left.Snapshot, Saved: left.Saved, Removed: workflow.Now(ctx), Files: left.Files, Bytes: left.Bytes, Chosen: left.Chosen,
+		})
+	}
 	s.state.Salvaged = slices.Clone(s.state.Salvaged[max(0, len(s.state.Salvaged)-workspace.MaxSalvaged):])
 	s.state.Left = slices.DeleteFunc(s.state.Left, func(left workspace.Kept) bool { return left.Node == s.node && left.Token == s.token })
 	return nil

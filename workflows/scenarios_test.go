@@ -315,6 +315,31 @@ var scenarios = []scenario{
 		s.locked(func() { s.nodes[nodeOne], s.omitted = workspace.NodeState{Phase: workspace.NodeReady}, 2 })
 		s.request(workspace.UpdateMove, workspace.MoveRequest{Subject: "ada"}, workspace.Running)
 	}},
+	{"shared_volume", atlas, func(s *scene) {
+		s.locked(func() { s.sharing(nodeOne, nodeTwo) })
+		s.startWith(startShared())
+		s.leaves(nodeOne)
+		s.runsOn(nodeTwo) // with the same files
+		s.returns(nodeOne)
+		s.request(workspace.UpdateMove, workspace.MoveRequest{Subject: "ada"}, workspace.Running)
+		s.returns(nodeTwo)
+		s.locked(func() {
+			s.failOn = func(node, activity string) error {
+				if node == nodeOne && activity == workspace.ActivityBackup {
+					return errors.New("the store is away")
+				}
+				return nil
+			}
+		})
+		require.NoError(s.t, s.ask(workspace.UpdateStop, workspace.StopRequest{Subject: "ada"}))
+		s.until("backing up", func(state workspace.State) bool {
+			return state.Operation != nil && state.Operation.Step == workspace.StepBackup
+		})
+		s.leaves(nodeOne)
+		s.until("stopped", func(state workspace.State) bool {
+			return state.Operation == nil && state.Phase == workspace.Stopped && state.Kept == nil
+		}) // by the other node
+	}},
 	{"access", "access/atlas", func(s *scene) {
 		run := begin(s, workspace.AccessWorkflow, workspace.AccessInput{Name: "atlas", Verb: workspace.VerbDownload, Path: "notes", Subject: "ada"})
 		require.NoError(s.t, run.Get(s.t.Context(), nil))

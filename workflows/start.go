@@ -46,7 +46,7 @@ func (w *entity) start(ctx workflow.Context, request *workspace.StartRequest) er
 			return err
 		}
 	}
-	if w.state.Kept != nil {
+	if w.pinned() {
 		if request.Node != "" && request.Node != w.state.Kept.Node || request.NotNode == w.state.Kept.Node {
 			return w.olderVersion(ctx, "")
 		}
@@ -89,6 +89,7 @@ func (w *entity) giveUpKept(ctx workflow.Context, why string) {
 	// The snapshot that there may be is not a recovered one, and not surely of what is there now.
 	w.state.Left = append(w.state.Left, workspace.Kept{
 		Node: kept.Node, Token: kept.Token, Sequence: kept.Sequence, Sealed: kept.Sealed, Why: why, Chosen: why, Replaced: true, Back: !lost,
+		Volume: kept.Volume, Key: kept.Key,
 	})
 	w.state.Kept = nil
 }
@@ -117,8 +118,8 @@ func (w *entity) chooseHead(ctx workflow.Context, accept string) error {
 		w.state.Token = max(w.state.Token, answer.Token)
 	}
 	decision := workspace.DecideHead(w.state.Head, answers, accept, workflow.Now(ctx))
-	if w.state.Kept != nil {
-		// The newest content is on the node and is gone on with: nothing is gone back to.
+	if w.state.Kept != nil || w.state.OnVolume() {
+		// The newest content is on the node, or on its volume, and is gone on with: nothing is gone back to.
 		return nil
 	}
 	if decision.Refusal != "" && !(w.state.Incomplete && w.state.Head == nil) {
@@ -139,6 +140,9 @@ func (w *entity) chooseHead(ctx workflow.Context, accept string) error {
 // launch says how an instance is to be made.
 type launch struct {
 	only, exclude string
+	// back, when set, is the node to go back to when no other takes it, and failed says why none did.
+	back   string
+	failed *error
 	// base, when set, is an older snapshot to go back to (restore).
 	base string
 	// replaces is set when the instance is made in the place of one on a lost node.
@@ -163,6 +167,14 @@ func (w *entity) launch(ctx workflow.Context, plan launch) error {
 	var last error
 	for {
 		node, err := w.place(ctx, plan, tried)
+		if plan.back != "" && failureType(err) == workspace.ErrorNoNode {
+			*plan.failed = err
+			if last != nil {
+				*plan.failed = last
+			}
+			node, err = w.place(ctx, launch{only: plan.back}, nil)
+			plan.back = ""
+		}
 		if err != nil {
 			if last != nil && failureType(err) == workspace.ErrorNoNode {
 				err = last
@@ -175,7 +187,7 @@ func (w *entity) launch(ctx workflow.Context, plan launch) error {
 		if undo := w.undo(ctx, node.Node); undo != nil {
 			return undo
 		}
-		if ctx.Err() != nil || !anotherNodeMayDo(err) || w.state.Kept != nil {
+		if ctx.Err() != nil || !anotherNodeMayDo(err) || w.pinned() {
 			return w.backTo(ctx, phase, reason, head, err)
 		}
 		last = err
@@ -187,7 +199,7 @@ func (w *entity) launch(ctx workflow.Context, plan launch) error {
 // anotherNodeMayDo tells failures of a node from failures that every node would have.
 func anotherNodeMayDo(err error) bool {
 	switch failureType(err) {
-	case workspace.ErrorNodeFull, workspace.ErrorNodeUnguarded, workspace.ErrorDiskFull, workspace.ErrorStartFailed:
+	case workspace.ErrorNodeFull, workspace.ErrorNodeUnguarded, workspace.ErrorVolumeMissing, workspace.ErrorDiskFull, workspace.ErrorStartFailed:
 		return true
 	}
 	var timeout *temporal.TimeoutError
@@ -246,27 +258,32 @@ func (w *entity) resumeStop(ctx workflow.Context, err error) {
 }
 
 func (w *entity) place(ctx workflow.Context, plan launch, tried []string) (workspace.PlaceResult, error) {
-	only := plan.only
-	if w.state.Kept != nil {
-		only = w.state.Kept.Node
+	input := workspace.PlaceInput{Name: w.state.Name, Only: plan.only, Exclude: tried, SizeBytes: w.state.Spec.Volume.SizeBytes}
+	switch {
+	case w.pinned():
+		input.Only = w.state.Kept.Node
+	case w.state.Kept != nil:
+		input.Shared, input.Volume, input.Prefer = true, w.state.Kept.Volume, w.state.Kept.Node
+	case w.state.Instance != nil:
+		input.Shared, input.Volume = w.state.Instance.Volume != "", w.state.Instance.Volume
+	default:
+		input.Shared = w.shared()
 	}
 	w.step(ctx, workspace.StepPlace, "")
 	var result workspace.PlaceResult
-	err := workflow.ExecuteActivity(controlSoon(ctx, "choose a node"), workspace.ActivityPlace, workspace.PlaceInput{
-		Name: w.state.Name, Only: only, Exclude: tried, SizeBytes: w.state.Spec.Volume.SizeBytes,
-	}).Get(ctx, &result)
+	err := workflow.ExecuteActivity(controlSoon(ctx, "choose a node"), workspace.ActivityPlace, input).Get(ctx, &result)
 	return result, err
 }
 
 // attempt makes one instance on one node.
 func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.PlaceResult) error {
 	w.state.Token++
-	instance := &workspace.Instance{Token: w.state.Token, Node: node.Node, Began: workflow.Now(ctx), Base: plan.base}
+	instance := &workspace.Instance{Token: w.state.Token, Node: node.Node, Began: workflow.Now(ctx), Base: plan.base, Volume: node.Volume}
+	if node.Volume != "" {
+		instance.Key = node.Recipient
+	}
 	if instance.Base == "" && w.state.Head != nil {
 		instance.Base = w.state.Head.Snapshot
-	}
-	if w.state.Kept != nil {
-		instance.Adopted = w.state.Kept.Token
 	}
 
 	w.step(ctx, workspace.StepRecord, "node "+node.Node)
@@ -289,13 +306,16 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 			return err
 		}
 	}
+	if w.state.Kept != nil {
+		instance.Adopted = w.state.Kept.Token
+	}
 
 	// invariant 3: the record is on the required stores before anything of the instance runs.
 	var recorded workspace.RecordInstanceResult
 	if err := workflow.ExecuteActivity(controlSoon(ctx, fmt.Sprintf("record instance %d on node %s", instance.Token, node.Node)),
 		workspace.ActivityRecordInstance, workspace.InstanceRecord{
 			WorkspaceID: w.state.ID, Name: w.state.Name, Owner: w.state.Owner, Token: instance.Token, Node: node.Node,
-			Base: instance.Base, Adopted: instance.Adopted, Time: instance.Began, Spec: w.state.Spec, Secrets: w.state.Secrets,
+			Base: instance.Base, Adopted: instance.Adopted, Volume: instance.Volume, Time: instance.Began, Spec: w.state.Spec, Secrets: w.state.Secrets,
 		}).Get(ctx, &recorded); err != nil {
 		return err
 	}
@@ -338,6 +358,13 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 			step = workspace.StepUpload
 		}
 	}
+	kept := w.state.Kept
+	if kept != nil && kept.Volume != "" && (kept.Node != node.Node || kept.Key != node.Recipient) {
+		if err := w.quieten(ctx); err != nil {
+			return err
+		}
+		detail = "going on with the content as it is on the shared volume"
+	}
 	w.step(ctx, step, detail)
 	var prepared workspace.PrepareContentResult
 	err = workflow.ExecuteActivity(forStart(ctx, node.Node, string(step)+" "+detail, contentPromise, priority),
@@ -355,14 +382,15 @@ func (w *entity) attempt(ctx workflow.Context, plan launch, node workspace.Place
 	w.state.Operation.Restored = prepared.Restored
 	if instance.Adopted != 0 {
 		// From here on the content carries the new token.
-		w.state.Kept = &workspace.Kept{Node: node.Node, Token: instance.Token, Why: "its start was not finished"}
+		w.handed(ctx, kept, node.Node)
+		w.state.Kept = &workspace.Kept{Node: node.Node, Token: instance.Token, Why: "its start was not finished", Volume: instance.Volume, Key: instance.Key}
 	}
 
 	w.step(ctx, workspace.StepRun, "")
 	var started workspace.StartInstanceResult
 	if err := workflow.ExecuteActivity(forStart(ctx, node.Node, "start the instance", runPromise, priority),
 		workspace.ActivityStartInstance, workspace.StartInstanceInput{
-			Target: target, Image: image.Reference, Spec: w.state.Spec, Secrets: sealed.Secrets,
+			Target: target, Image: image.Reference, Spec: w.state.Spec, Secrets: sealed.Secrets, Exclusive: instance.Volume != "",
 		}).Get(ctx, &started); err != nil {
 		return err
 	}
@@ -402,9 +430,13 @@ func (w *entity) undo(ctx workflow.Context, node string) error {
 	if instance.Adopted != 0 {
 		// The content was there before and stays; only a container may have to go, which the next start or stop sees to.
 		if w.state.Kept == nil {
-			w.state.Kept = &workspace.Kept{Node: node, Token: instance.Token, Why: "its start was not finished"}
+			w.state.Kept = &workspace.Kept{Node: node, Token: instance.Token, Why: "its start was not finished", Volume: instance.Volume, Key: instance.Key}
 		}
-		w.state.Kept.Sealed = instance.Sealed
+		if w.state.Kept.Node == node {
+			w.state.Kept.Sealed = instance.Sealed
+		} else if err := w.releasePlacements(controlSoon(ctx, "release the placement"), node, instance.Token, instance.Token); err != nil {
+			w.logger.Warn("releasing the placement of a start that failed", "node", node, "error", err)
+		}
 		return nil
 	}
 	err := workflow.ExecuteActivity(forStart(ctx, node, "undo the start", discardPromise, priorityStart), workspace.ActivityDiscardInstance,
@@ -415,7 +447,7 @@ func (w *entity) undo(ctx workflow.Context, node string) error {
 			// Nothing ran on it and it is only a copy; what is left of it on a silent node is found by its agent's scan.
 			return nil
 		}
-		w.state.Kept = &workspace.Kept{Node: node, Token: instance.Token, Sealed: instance.Sealed,
+		w.state.Kept = &workspace.Kept{Node: node, Token: instance.Token, Sealed: instance.Sealed, Volume: instance.Volume, Key: instance.Key,
 			Why: "its start failed after it may have run"}
 		return nil
 	}
@@ -428,7 +460,7 @@ func (w *entity) undo(ctx workflow.Context, node string) error {
 
 func (w *entity) target(instance *workspace.Instance) workspace.Target {
 	return workspace.Target{
-		WorkspaceID: w.state.ID, Name: w.state.Name, Token: instance.Token, Node: instance.Node, Sealed: instance.Sealed,
+		WorkspaceID: w.state.ID, Name: w.state.Name, Token: instance.Token, Node: instance.Node, Volume: instance.Volume, Sealed: instance.Sealed,
 	}
 }
 

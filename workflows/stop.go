@@ -15,9 +15,6 @@ import (
 // stop stops the instance through a backup (A1). It is acknowledged when the policy's stores hold a verified final
 // snapshot that is committed; then, and only when all stores hold it, the instance and its content are removed.
 func (w *entity) stop(ctx workflow.Context, request *workspace.StopRequest) error {
-	if err := w.leftMeanwhile(request.From); err != nil {
-		return err
-	}
 	target, sequence, ok := w.stoppable()
 	if !ok && w.state.Phase == workspace.Recovering {
 		w.state.Loss = nil
@@ -45,14 +42,11 @@ func (w *entity) stop(ctx workflow.Context, request *workspace.StopRequest) erro
 		target, sequence = w.keptTarget(), w.state.Kept.Sequence
 	}
 
-	grace := w.state.Spec.StopGraceSeconds
-	if grace == 0 {
-		grace = 10
+	if w.state.Kept != nil && w.state.Kept.Quiet {
+		return w.settle(ctx, target, sequence) // nothing of it runs anywhere
 	}
 	w.step(ctx, workspace.StepHalt, "")
-	var halted workspace.StopInstanceResult
-	err := workflow.ExecuteActivity(onNode(ctx, target.Node, "stop the instance", haltAttempt, priorityStop), workspace.ActivityStopInstance,
-		workspace.StopInstanceInput{Target: target, GraceSeconds: grace, PreStop: w.preStop(request)}).Get(ctx, &halted)
+	halted, err := w.halt(ctx, target, request)
 	if failureType(err) == workspace.ErrorHookFailed && w.state.Instance != nil {
 		w.noteFailedHook(err)
 		return w.runsOn(ctx, err)
@@ -61,8 +55,20 @@ func (w *entity) stop(ctx workflow.Context, request *workspace.StopRequest) erro
 		return w.keep(ctx, target, sequence, err)
 	}
 	w.noteHooks(halted.Hooks)
+	w.setQuiet()
 
 	return w.settle(ctx, target, sequence)
+}
+
+// halt stops an instance, after its pre-stop hook.
+func (w *entity) halt(ctx workflow.Context, target workspace.Target, request *workspace.StopRequest) (halted workspace.StopInstanceResult, err error) {
+	grace := w.state.Spec.StopGraceSeconds
+	if grace == 0 {
+		grace = 10
+	}
+	err = workflow.ExecuteActivity(onNode(ctx, target.Node, "stop the instance", haltAttempt, priorityStop), workspace.ActivityStopInstance,
+		workspace.StopInstanceInput{Target: target, GraceSeconds: grace, PreStop: w.preStop(request)}).Get(ctx, &halted)
+	return halted, err
 }
 
 // mostFresh is how often content that goes on changing is backed up again before a person is asked what writes to it.
@@ -81,10 +87,11 @@ func (w *entity) settle(ctx workflow.Context, target workspace.Target, sequence 
 			return w.keep(ctx, target, sequence, err)
 		}
 		w.state.Operation.Snapshot, w.state.Operation.Backup = commit.Snapshot, backup
+		key := w.state.HolderKey()
 		w.state.Instance = nil
 		w.state.Kept = &workspace.Kept{
 			Node: target.Node, Token: target.Token, Sealed: target.Sealed, Sequence: sequence,
-			Snapshot: commit.Snapshot, StatDigest: commit.StatDigest, Owed: owed,
+			Snapshot: commit.Snapshot, StatDigest: commit.StatDigest, Owed: owed, Volume: target.Volume, Key: key, Quiet: target.Volume != "",
 			Why: "its backup is verified; it has not been removed yet",
 		}
 		if commit.Omitted > 0 {
@@ -141,36 +148,46 @@ func (w *entity) removedBefore(ctx workflow.Context, target workspace.Target) er
 // what was kept.
 func (w *entity) reclaim(ctx workflow.Context, old workspace.Target) error {
 	w.step(ctx, workspace.StepRecord, "the content that was kept gets a new token")
+	target, err := w.recordKept(ctx, old, workspace.PlaceResult{Node: old.Node, Volume: old.Volume}, control)
+	if err != nil {
+		return err
+	}
+	if err := workflow.ExecuteActivity(onNode(ctx, target.Node, "take over what was kept", contentPromise, priorityStop),
+		workspace.ActivityPrepareContent, workspace.PrepareContentInput{Target: target, Adopt: old.Token}).Get(ctx, nil); err != nil {
+		return err
+	}
+	w.state.Kept = &workspace.Kept{Node: target.Node, Token: target.Token, Sealed: target.Sealed, Held: true, Why: "it is not backed up", Volume: target.Volume, Key: w.state.Kept.Key,
+		// Still of exactly that content: a removal whose answer was lost is recognised by it.
+		Snapshot: w.state.Kept.Snapshot, StatDigest: w.state.Kept.StatDigest}
+	return nil
+}
+
+// recordKept records a new token for kept content, on the node that has it or on one that reaches it (invariant 3).
+func (w *entity) recordKept(ctx workflow.Context, old workspace.Target, node workspace.PlaceResult,
+	how func(workflow.Context, string) workflow.Context) (workspace.Target, error) {
 	w.state.Token++
 	record := workspace.InstanceRecord{
-		WorkspaceID: w.state.ID, Name: w.state.Name, Owner: w.state.Owner, Token: w.state.Token, Node: old.Node, Adopted: old.Token,
+		WorkspaceID: w.state.ID, Name: w.state.Name, Owner: w.state.Owner, Token: w.state.Token, Node: node.Node, Adopted: old.Token, Volume: node.Volume,
 		Time: workflow.Now(ctx), Spec: w.state.Spec, Secrets: w.state.Secrets,
 	}
 	if w.state.Head != nil {
 		record.Base = w.state.Head.Snapshot
 	}
 	var recorded workspace.RecordInstanceResult
-	if err := workflow.ExecuteActivity(control(ctx, fmt.Sprintf("record token %d for what node %s kept", record.Token, old.Node)),
+	if err := workflow.ExecuteActivity(how(ctx, fmt.Sprintf("record token %d for what node %s kept", record.Token, old.Node)),
 		workspace.ActivityRecordInstance, record).Get(ctx, &recorded); err != nil {
-		return err
+		return old, err
 	}
 	w.state.Stores = recorded.Stores
-	w.state.Placed = append(w.state.Placed, workspace.Placed{Node: old.Node, Token: record.Token})
+	w.state.Placed = append(w.state.Placed, workspace.Placed{Node: node.Node, Token: record.Token})
 	if w.state.Head != nil {
 		head := *w.state.Head
 		head.Token, head.Sequence = record.Token, 0
 		w.state.Head = &head
 	}
 	target := old
-	target.Token = record.Token
-	if err := workflow.ExecuteActivity(onNode(ctx, target.Node, "take over what was kept", contentPromise, priorityStop),
-		workspace.ActivityPrepareContent, workspace.PrepareContentInput{Target: target, Adopt: old.Token}).Get(ctx, nil); err != nil {
-		return err
-	}
-	w.state.Kept = &workspace.Kept{Node: target.Node, Token: target.Token, Sealed: target.Sealed, Held: true, Why: "it is not backed up",
-		// Still of exactly that content: a removal whose answer was lost is recognised by it.
-		Snapshot: w.state.Kept.Snapshot, StatDigest: w.state.Kept.StatDigest}
-	return nil
+	target.Token, target.Node, target.Volume = record.Token, node.Node, node.Volume
+	return target, nil
 }
 
 // acceptOmissions releases content whose snapshot has omissions, because a person read the list and accepts it. The
@@ -206,15 +223,12 @@ func (w *entity) stoppable() (target workspace.Target, sequence uint64, ok bool)
 
 func (w *entity) keptTarget() workspace.Target {
 	kept := w.state.Kept
-	return workspace.Target{WorkspaceID: w.state.ID, Name: w.state.Name, Token: kept.Token, Node: kept.Node, Sealed: kept.Sealed}
+	return workspace.Target{WorkspaceID: w.state.ID, Name: w.state.Name, Token: kept.Token, Node: kept.Node, Volume: kept.Volume, Sealed: kept.Sealed}
 }
 
 // keep ends a stop that was cut or cannot go on: the content stays on its node, and a start goes on with it.
 func (w *entity) keep(ctx workflow.Context, target workspace.Target, sequence uint64, err error) error {
-	w.state.Instance = nil
-	w.state.Kept = &workspace.Kept{
-		Node: target.Node, Token: target.Token, Sealed: target.Sealed, Sequence: sequence, Held: true, Why: "it is not backed up",
-	}
+	w.keptOf(target, sequence, "it is not backed up")
 	kind, words := describe(err)
 	if temporal.IsCanceledError(err) {
 		w.enter(ctx, workspace.Stopped, "the stop was given up before its backup was done; the content is on node "+target.Node)
@@ -247,7 +261,7 @@ func (w *entity) remove(ctx workflow.Context) error {
 		w.state.Kept.Snapshot, w.state.Kept.StatDigest = "", ""
 		return fmt.Errorf("%w: %w", errChanged, err)
 	}
-	if temporal.IsCanceledError(err) && w.interruptedBy == workspace.OperationRecover {
+	if temporal.IsCanceledError(err) && (w.interruptedBy == workspace.OperationRecover || w.wasCut && w.state.Operation.Kind == workspace.OperationStop) {
 		// The stop is done, and its node is lost: what is left there is removed when it returns.
 		w.state.Kept.Why = "its node was lost before it was removed there"
 		w.state.Operation.Owed = append(w.state.Operation.Owed, "content on node "+target.Node)
@@ -305,6 +319,9 @@ func (w *entity) releaseCommand(ctx workflow.Context) workspace.Command {
 // release brings the stores that are late up to date, looks again, and then removes the content (invariant 2).
 func (w *entity) release(ctx workflow.Context) error {
 	target := w.keptTarget()
+	if w.state.Kept.Held {
+		return w.settle(ctx, target, w.state.Kept.Sequence) // another node has taken it over: it has a token of its own now
+	}
 	for again := time.Second; ; again = min(2*again, slowest) {
 		w.step(ctx, workspace.StepRepair, "")
 		if err := workflow.ExecuteActivity(onNodeReading(ctx, target.Node, "bring late stores up to date", verifyAttempt, priorityRelease),
@@ -372,6 +389,7 @@ func (w *entity) unstick(ctx workflow.Context) error {
 	if w.state.Instance != nil {
 		w.state.Kept = &workspace.Kept{
 			Node: w.state.Instance.Node, Token: w.state.Instance.Token, Sealed: w.state.Instance.Sealed, Sequence: w.state.Instance.Sequence,
+			Volume: w.state.Instance.Volume, Key: w.state.Instance.Key, Quiet: w.state.Instance.Quiet,
 		}
 		w.state.Instance = nil
 	}
@@ -405,7 +423,12 @@ func (w *entity) delete(ctx workflow.Context, request *workspace.DeleteRequest) 
 		if err != nil {
 			return err
 		}
-		if look.Known && look.Node.Loss != nil {
+		if look.Known && look.Node.Loss != nil && target.Volume != "" && (w.state.Kept.Quiet || workspace.FenceOf(look, target.Node, w.state.Kept.Key, workflow.Now(ctx)).Fenced) {
+			// Another node can.
+			if err := w.takeOver(ctx, target.Node); err != nil {
+				return err
+			}
+		} else if look.Known && look.Node.Loss != nil {
 			// Nobody can remove anything there now. If the node returns, what it holds belongs to nobody, is kept and listed.
 			w.leaveKept("its node was lost when the workspace was deleted")
 		}

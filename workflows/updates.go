@@ -65,7 +65,7 @@ func (w *entity) mayInterrupt(by workspace.OperationKind) bool {
 	case workspace.OperationStart, workspace.OperationRestore, workspace.OperationDelete:
 		switch w.state.Operation.Kind {
 		case workspace.OperationStop, workspace.OperationRelease:
-			if w.state.Loss != nil && (step == workspace.StepHalt || step == workspace.StepRecord) {
+			if w.state.Loss != nil && (step == workspace.StepHalt || step == workspace.StepRecord) || step == workspace.StepLook {
 				return true // it waits for a node that may never return
 			}
 			return step == workspace.StepBackup || step == workspace.StepVerify || step == workspace.StepCommit || step == workspace.StepRepair

@@ -34,6 +34,9 @@ type entity struct {
 
 	// interrupt cancels the operation under way; nil while none may be interrupted.
 	interrupt workflow.CancelFunc
+	// cut ends what the operation does on a node that is lost, so that it goes on elsewhere (takesOver); wasCut says that it did.
+	cut    workflow.CancelFunc
+	wasCut bool
 	// interruptedBy is the command that did.
 	interruptedBy workspace.OperationKind
 }
@@ -167,7 +170,9 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 	case workspace.OperationRestore:
 		err = w.restore(operationCtx, command.Restore)
 	case workspace.OperationStop:
-		err = w.stop(operationCtx, command.Stop)
+		if err = w.leftMeanwhile(command.Stop.From); err == nil {
+			err = w.takesOver(operationCtx, func(ctx workflow.Context) error { return w.stop(ctx, command.Stop) })
+		}
 	case workspace.OperationBackup:
 		err = w.backup(operationCtx)
 	case workspace.OperationSnapshot:
@@ -181,7 +186,7 @@ func (w *entity) perform(ctx workflow.Context, command workspace.Command) error 
 	case workspace.OperationMove:
 		err = w.move(operationCtx, command.Move)
 	case workspace.OperationRelease:
-		err = w.release(operationCtx)
+		err = w.takesOver(operationCtx, w.release)
 	case workspace.OperationRecover:
 		err = w.recover(operationCtx)
 	case workspace.OperationAdopt:

@@ -70,7 +70,7 @@ func (p *program) app() *cli.App {
 	app.Commands = append(app.Commands, p.workspaceCommands()...)
 	app.Commands = append(app.Commands, p.showCommands()...)
 	app.Commands = append(app.Commands, p.accessCommands()...)
-	app.Commands = append(app.Commands, p.snapshotCommand(), p.keyCommand(), p.doctorCommand())
+	app.Commands = append(app.Commands, p.snapshotCommand(), p.volumeCommand(), p.keyCommand(), p.doctorCommand())
 	app.Commands = append(app.Commands, p.demoCommand(), p.devCommand(), p.webUICommand())
 	app.Commands = append(app.Commands, p.roleCommands()...)
 	app.Commands = append(app.Commands, p.otherCommands()...)

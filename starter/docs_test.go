@@ -22,7 +22,7 @@ Flags may stand before or after arguments. What follows ` + "`--`" + ` is never 
 
 ` + "`holdfast.yaml`" + ` may hold: state_dir, codec_key, control_recipient, owner, stores (a list), policy, master_key, dns
 (a list), private_zones (a list), gcs_endpoint, ca_file, engine,
-metrics_address, snapshot_every, double_write. A name that is not known is an error.
+metrics_address, shared_volumes, snapshot_every, double_write. A name that is not known is an error.
 
 Output is for people unless ` + "`-o json`" + ` asks for JSON, whose fields are only ever added. Progress and notes go to
 standard error. ` + "`NO_COLOR`" + ` is honoured.

@@ -102,6 +102,11 @@ func renderNode(w io.Writer, state workspace.NodeState, now time.Time, colours b
 	writeField(w, "engine", state.Info.Engine)
 	writeField(w, "data port", state.Info.Address)
 	writeField(w, "version", state.Info.Version)
+	if volume := state.Info.Volume; volume != nil && volume.ID != "" {
+		writeField(w, "shared volume", volume.ID+" on "+volume.Dir)
+	} else if volume != nil {
+		writeField(w, "shared volume", "not usable: "+volume.Problem)
+	}
 	writeField(w, "note", strings.Join(state.Info.Notes, "\n"))
 }
 

@@ -46,6 +46,7 @@ func startFlags() []cli.Flag {
 		&cli.StringFlag{Name: flagLifetime, Usage: "stop it, through a backup, this `TIME` after its start, used or not, from 1m to 2160h, such as 72h (default: off; a stopped one keeps what it has)"},
 		&cli.StringFlag{Name: flagHours, Usage: "stop it, through a backup, outside of these `HOURS`, once it has not been used for 15 min: such as \"Mon-Fri 08:00-20:00, Sat 10:00-14:00 Europe/Berlin\" (default: off; a stopped one keeps what it has)"},
 		&cli.DurationFlag{Name: flagStopGrace, Usage: "`TIME` from SIGTERM to SIGKILL when it is stopped (0 means 10s)"},
+		&cli.StringFlag{Name: "volume", Value: string(workspace.VolumeLocal), Usage: "`KIND` of its volume: local (the node's disk) or shared (a directory that several nodes mount: another node goes on with the same files when its node is lost)"},
 		&cli.StringFlag{Name: "volume-size", Usage: "room that the node must have, such as `10GB`"},
 		&cli.StringFlag{Name: "node", Usage: "only on this `NODE`"},
 		&cli.StringFlag{Name: "not-node", Usage: "not on this `NODE` (to move a workspace: stop, then start)"},
@@ -59,7 +60,10 @@ func planStart(c *cli.Context, s settings, lookup func(string) (string, bool)) (
 	plan := startPlan{request: workspace.StartRequest{
 		Subject: s.Owner, Node: c.String("node"), NotNode: c.String("not-node"), AcceptVersion: c.String("accept-version"),
 	}}
-	plan.spec.Volume.Kind = workspace.VolumeLocal
+	plan.spec.Volume.Kind = workspace.VolumeKind(c.String("volume"))
+	if c.IsSet("volume") {
+		plan.describes = append(plan.describes, "--volume")
+	}
 	for field, node := range map[string]string{"--node": plan.request.Node, "--not-node": plan.request.NotNode} {
 		if node != "" {
 			if err := workspace.ValidateName(field, node); err != nil {

@@ -36,6 +36,7 @@ func (p *program) roleCommands() []*cli.Command {
 				&cli.StringFlag{Name: "engine", EnvVars: []string{"HOLDFAST_ENGINE"}, Usage: "container `ENGINE` of a node: auto, docker or process"},
 				&cli.StringFlag{Name: "listen", EnvVars: []string{"HOLDFAST_LISTEN"}, Usage: "`ADDRESS` of a node's data port (default 127.0.0.1:0)"},
 				&cli.StringFlag{Name: "advertise", EnvVars: []string{"HOLDFAST_ADVERTISE"}, Usage: "`ADDRESS` under which others reach the data port"},
+				&cli.StringFlag{Name: flagSharedVolumes, EnvVars: []string{"HOLDFAST_SHARED_VOLUMES"}, Usage: "`DIR` that several nodes mount, and that `holdfast volume make` has made a shared volume of (default: none)"},
 				&cli.DurationFlag{Name: flagPauseAfter, EnvVars: []string{"HOLDFAST_PAUSE_AFTER"}, Value: worker.DefaultPauseAfter, Usage: "`TIME` (10s to 24h) for which a node may reach neither Temporal nor a store before it pauses its workspaces"},
 				&cli.IntFlag{Name: flagDoubleWrite, EnvVars: []string{"HOLDFAST_DOUBLE_WRITE"}, Value: 100, Usage: "`PERCENT` of workspaces whose snapshots a control worker has written to all stores; the others' go to as few as the policy allows"},
 				&cli.StringFlag{Name: flagMetricsAddress, EnvVars: []string{"HOLDFAST_METRICS_ADDRESS"}, Usage: "serve Prometheus metrics at /metrics of `HOST:PORT`, to everybody who reaches it (default: nowhere)"},
@@ -218,6 +219,15 @@ func (p *program) agent(c *cli.Context, d deployment, config worker.NodeConfig) 
 			withMend("start it and let this user use it, or run workspaces as processes with --engine process")
 	}
 	config.GuardCommand = []string{program, guardRole, "--data-dir", dir, "--replace"}
+	config.SharedVolumes = d.SharedVolumes
+	if given := c.String(flagSharedVolumes); given != "" {
+		config.SharedVolumes = given
+	}
+	if config.SharedVolumes != "" {
+		if config.SharedVolumes, err = filepath.Abs(config.SharedVolumes); err != nil {
+			return usage("--%s: %w", flagSharedVolumes, err)
+		}
+	}
 	config.DataDir, config.Engine, config.Listen, config.Advertise = dir, containers, c.String("listen"), c.String("advertise")
 	return endedWell(c.Context, worker.RunNode(c.Context, config))
 }

@@ -34,6 +34,7 @@ type settings struct {
 	Engine           string   `yaml:"engine"`            // auto, docker or process
 	DoubleWrite      *int     `yaml:"double_write"`      // percentage of workspaces whose snapshots are written to all stores
 	MetricsAddress   string   `yaml:"metrics_address"`   // host:port on which a worker serves /metrics; empty: none
+	SharedVolumes    string   `yaml:"shared_volumes"`    // where a node has a directory that several nodes mount
 	PauseAfter       string   `yaml:"pause_after"`       // how long a node may reach nothing before it pauses its workspaces
 	SnapshotEvery    string   `yaml:"snapshot_every"`    // how often new workspaces are snapshotted while they run, or off
 }
@@ -58,6 +59,7 @@ const (
 	flagDoubleWrite       = "double-write"
 	flagPauseAfter        = "pause-after"
 	flagVersion           = "version"
+	flagSharedVolumes     = "shared-volumes"
 )
 
 // globalFlags stand before the command's name.

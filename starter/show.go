@@ -75,8 +75,8 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 	plain("state", "%s for %s", paint(string(state.Phase), colours), age(state.Since, now))
 	plain("reason", "%s", state.Reason)
 	plain("image", "%s", imageOf(state))
-	if state.Spec.Volume.SizeBytes > 0 {
-		plain("volume", "%s, %s", state.Spec.Volume.Kind, size(state.Spec.Volume.SizeBytes))
+	if text := volumeOf(state); text != "" {
+		plain("volume", "%s", text)
 	}
 	plain("environment", "%s", strings.Join(state.Spec.Environment, ", "))
 	if state.Source.Kind != workspace.SourceEmpty {
@@ -93,7 +93,11 @@ func renderState(w io.Writer, state workspace.State, now time.Time, colours bool
 		plain("written to", "%s only; more with the next start once the roll-out has come to it", strings.Join(state.Stores, ", "))
 	}
 	if kept := state.Kept; kept != nil {
-		plain("kept", "instance %d on node %s: %s", kept.Token, kept.Node, kept.Why)
+		where := "node " + kept.Node
+		if kept.Volume != "" {
+			where = "the shared volume, last of node " + kept.Node
+		}
+		plain("kept", "instance %d on %s: %s", kept.Token, where, kept.Why)
 		plain("owed to", "%s", strings.Join(kept.Owed, ", "))
 	}
 	if loss := state.Loss; loss != nil {
@@ -393,4 +397,24 @@ func renderNodes(w io.Writer, lines []listedNode, now time.Time) {
 		{name: "node", flexible: true, least: 12}, {name: "state"}, {name: "since", right: true}, {name: "engine"}, {name: "data port"},
 		{name: "reason", flexible: true, least: 12},
 	}, rows)
+}
+
+// volumeOf says what the content lies on, when that is not simply the node's disk.
+func volumeOf(state workspace.State) string {
+	volume := state.Spec.Volume
+	text := ""
+	switch {
+	case volume.Kind == workspace.VolumeShared && state.Instance != nil && state.Instance.Volume != "":
+		text = "shared, on " + state.Instance.Volume
+	case volume.Kind == workspace.VolumeShared && state.Kept != nil && state.Kept.Volume != "":
+		text = "shared, on " + state.Kept.Volume
+	case volume.Kind == workspace.VolumeShared:
+		text = "shared"
+	case volume.SizeBytes > 0:
+		text = string(volume.Kind)
+	}
+	if volume.SizeBytes > 0 {
+		text += ", " + size(volume.SizeBytes)
+	}
+	return text
 }

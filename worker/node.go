@@ -32,6 +32,8 @@ type NodeConfig struct {
 	Name string
 	// DataDir holds everything of the node: content, trash, keys. Its file system is the node's disk.
 	DataDir string
+	// SharedVolumes is where the node has a directory that several nodes mount: what is in it survives each of them. Empty: none.
+	SharedVolumes string
 	// Engine runs instances. It is closed when the agent stops.
 	Engine engine.Engine
 	// Listen and Advertise are the data port's addresses (dataport.ServerOptions).
@@ -115,6 +117,13 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	if err != nil {
 		return err
 	}
+	var shared *activities.Volumes
+	var mounted *volumeWatch
+	if config.SharedVolumes != "" {
+		shared = activities.OpenShared(config.SharedVolumes, config.Name, identity.Recipient())
+		mounted = watchVolume(shared, config.SharedVolumes)
+		defer background(ctx, mounted.run)()
+	}
 	d, err := open(ctx, config.Config)
 	if err != nil {
 		return err
@@ -162,7 +171,7 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	connected.Store(true)
 
 	node := &activities.Node{
-		Name: config.Name, Engine: config.Engine, Volumes: volumes, Catalog: d.catalog, Identity: identity, Lease: lease, Guard: watch,
+		Name: config.Name, Engine: config.Engine, Volumes: volumes, Shared: shared, Catalog: d.catalog, Identity: identity, Lease: lease, Guard: watch,
 		Beater: work, Logger: logger, Reserve: config.Reserve, Snapshots: d.snapshots, StorageNote: d.stale.note,
 	}
 	if outliving != nil {
@@ -187,7 +196,7 @@ func runNode(ctx context.Context, config NodeConfig) error {
 	}()
 
 	a := &agent{
-		config: config, volumes: volumes, lease: lease, client: leases, guard: outliving,
+		config: config, volumes: volumes, shared: shared, mounted: mounted, lease: lease, client: leases, guard: outliving,
 		info: workspace.NodeInfo{
 			Name: config.Name, Incarnation: uuid.NewString(), Recipient: identity.Recipient(), Lock: lock,
 			Address: port.Address(), Fingerprint: port.Fingerprint(), Version: config.Version,
@@ -202,6 +211,9 @@ func runNode(ctx context.Context, config NodeConfig) error {
 		// Beside the work: deleting millions of files must keep the node neither from taking its lease nor from stopping.
 		if err := volumes.EmptyTrash(ctx); err != nil && ctx.Err() == nil {
 			logger.Warn("emptying the trash", "error", err)
+		}
+		if shared != nil {
+			a.scanShared(ctx)
 		}
 	}()
 	defer background(ctx, node.WatchUse)() // before the engine is closed
@@ -229,6 +241,8 @@ func background(ctx context.Context, run func(context.Context)) (end func()) {
 type agent struct {
 	config  NodeConfig
 	volumes *activities.Volumes
+	shared  *activities.Volumes // nil: none
+	mounted *volumeWatch
 	lease   *activities.Lease
 	client  client.Client
 	guard   *guard.Client // may be nil
@@ -292,6 +306,8 @@ func (a *agent) register(ctx context.Context) error {
 	a.info.Guarded, a.info.PauseAfter = a.guard.Guarded()
 	ctx, cancel := context.WithTimeout(ctx, registerWithin)
 	defer cancel()
+	before := a.info.Volume
+	a.info.Volume = a.mounted.now()
 	operation := a.client.NewWithStartWorkflowOperation(client.StartWorkflowOptions{
 		ID:                       workspace.NodeWorkflowID(a.config.Name),
 		TaskQueue:                workspace.ControlQueue,
@@ -308,10 +324,12 @@ func (a *agent) register(ctx context.Context) error {
 		},
 	})
 	if err != nil {
+		a.info.Volume = before // it is still to be said
 		return fmt.Errorf("registering: %w", err)
 	}
 	var state workspace.NodeState
 	if err := handle.Get(ctx, &state); err != nil {
+		a.info.Volume = before
 		var refused *temporal.ApplicationError
 		if errors.As(err, &refused) {
 			return fmt.Errorf("registering was refused: %w", err)

@@ -199,7 +199,9 @@ func (a *agent) keepRegistered(ctx context.Context) (taken bool) {
 		if held {
 			quick.Stop()
 		}
-		if !held && time.Since(announced) >= registerEvery {
+		// A volume that has come or gone is announced at once; the lease is not touched by that.
+		news := a.ready && !sameVolume(a.info.Volume, a.mounted.now())
+		if (!held || news) && time.Since(announced) >= registerEvery {
 			announced = time.Now()
 			err := a.register(ctx)
 			switch {

@@ -35,7 +35,7 @@ func (s *Stack) newComponent(name string, command func() Command, watchFor func(
 	}
 	return &Component{
 		stack: s, name: name, log: path, command: command, watchFor: watchFor,
-		child: &Child{Name: name, Path: s.options.Binary, Dir: s.options.DataDir, Log: log, Grace: s.options.StopGrace},
+		child: &Child{Name: name, Dir: s.options.DataDir, Log: log, Grace: s.options.StopGrace},
 	}, nil
 }
 
@@ -134,8 +134,12 @@ func (c *Component) start(ctx context.Context) error {
 			return fmt.Errorf("starting %s: %w", c.name, err)
 		}
 	}
+	program := command.Path
+	if program == "" {
+		program = s.options.Binary
+	}
 	c.child.mu.Lock()
-	c.child.Args, c.child.Env = command.Args, append(s.childEnvironment(), command.Env...)
+	c.child.Path, c.child.Args, c.child.Env = program, command.Args, append(s.childEnvironment(), command.Env...)
 	c.child.mu.Unlock()
 	if err := c.child.Start(); err != nil {
 		return err

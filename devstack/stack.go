@@ -132,6 +132,9 @@ func (s *Stack) openDirectory(ctx context.Context) error {
 
 // chooseMetrics finds a port for each role's metrics, which it keeps when it is started again.
 func (s *Stack) chooseMetrics(context.Context) error {
+	if s.options.NoMetrics {
+		return nil
+	}
 	const host = "127.0.0.1"
 	s.mu.Lock()
 	defer s.mu.Unlock()

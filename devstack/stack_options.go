@@ -17,6 +17,7 @@ import (
 
 // Command is how a child of the stack is started.
 type Command struct {
+	Path string   // the program; default: StackOptions.Binary
 	Args []string // without the program's name
 	Env  []string // added to the stack's own
 	// Ready returns nil once the child does its work; it is asked again and again until then. Default: the emulator
@@ -60,8 +61,11 @@ type StorageOptions struct {
 type StackOptions struct {
 	// Binary is the holdfast program whose roles run as children. Default: this very program.
 	Binary string
-	// Roles are its command lines. Required.
+	// Roles are its command lines. Required; those of the holdfast program are ProductRoles.
 	Roles Roles
+	// NoMetrics chooses no addresses for the roles' metrics. A port that is free now can be somebody else's by the time that a
+	// role is started again, which matters where many stacks run at once.
+	NoMetrics bool
 	// DataDir holds everything; it is made with mode 0700. Default: DefaultDir().
 	DataDir string
 	// Nodes are the names of the nodes. Default node-1 and node-2.

@@ -197,7 +197,7 @@ func (d *demo) bringUp(ctx context.Context) error {
 	agents := map[int]string{2: "two", 3: "three"}[len(d.plan.nodes)]
 	d.out.say("Everything runs on this machine, below %s: Temporal with its Web UI, an emulator of Google Cloud Storage and a directory as the two stores, three DNS servers that alone know the storage's name, a control worker and %s agents, each a process of its own.", d.dir, agents)
 	stack, err := devstack.StartStack(ctx, devstack.StackOptions{
-		Roles: stackRoles(), DataDir: d.dir, Engine: d.engine, Policy: d.plan.policy, Nodes: d.plan.nodes,
+		Roles: devstack.ProductRoles(), DataDir: d.dir, Engine: d.engine, Policy: d.plan.policy, Nodes: d.plan.nodes,
 		Temporal: devstack.TemporalOptions{},
 		Progress: d.event,
 	})

@@ -18,22 +18,6 @@ import (
 	"holdfast/worker"
 )
 
-// stackRoles says how the children of the one-machine stack are started: this same program, one role each. What a role
-// needs beyond its arguments it finds in the stack's description.
-func stackRoles() devstack.Roles {
-	return devstack.Roles{
-		Storage: func(_ devstack.StackFile, dir, listen, bucket string) devstack.Command {
-			return devstack.Command{Args: []string{storageRole, "--dir", dir, "--listen", listen, "--bucket", bucket}}
-		},
-		Control: func(file devstack.StackFile) devstack.Command {
-			return devstack.Command{Args: []string{"worker", "--control", "--" + flagMetricsAddress, file.Metrics["control"]}}
-		},
-		Node: func(file devstack.StackFile, node, dir string) devstack.Command {
-			return devstack.Command{Args: []string{"worker", "--node", node, "--data-dir", dir, "--" + flagMetricsAddress, file.Metrics[node]}}
-		},
-	}
-}
-
 // tellRecipient finds the control side's public key, which the first control worker made, and adds it to the stack's
 // description, so that the command can seal secrets to it.
 func tellRecipient(ctx context.Context, stack *devstack.Stack) error {
@@ -71,7 +55,7 @@ func (p *program) dev(c *cli.Context) error {
 		return err
 	}
 	options := devstack.StackOptions{
-		Roles: stackRoles(), DataDir: s.StateDir, Nodes: c.StringSlice("node"), Engine: c.String("engine"), Policy: s.Policy,
+		Roles: devstack.ProductRoles(), DataDir: s.StateDir, Nodes: c.StringSlice("node"), Engine: c.String("engine"), Policy: s.Policy,
 		Progress: func(event devstack.Event) { tellEvent(p.stderr, event) },
 		Temporal: devstack.TemporalOptions{Port: c.Int("temporal-port"), UIPort: c.Int("ui-port")},
 	}

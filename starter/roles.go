@@ -12,6 +12,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"holdfast/devstack"
 	"holdfast/engine/detect"
 	"holdfast/engine/process"
 	"holdfast/storage/gcsemulator"
@@ -21,9 +22,6 @@ import (
 
 // guardRole is the command that is a node's guard process.
 const guardRole = "guard"
-
-// storageRole is the hidden command that serves the one-machine stack's GCS emulator.
-const storageRole = "storage-emulator"
 
 func (p *program) roleCommands() []*cli.Command {
 	return []*cli.Command{
@@ -59,7 +57,7 @@ func (p *program) roleCommands() []*cli.Command {
 			Action: p.guard,
 		},
 		{
-			Name: storageRole, Hidden: true, Usage: "serve the one-machine stack's GCS emulator",
+			Name: devstack.StorageRole, Hidden: true, Usage: "serve the one-machine stack's GCS emulator",
 			Flags: []cli.Flag{
 				&cli.StringFlag{Name: "dir", Required: true},
 				&cli.StringFlag{Name: "listen", Required: true},

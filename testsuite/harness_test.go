@@ -66,17 +66,7 @@ func newStack(t *testing.T, policy, engine string, adjust ...func(*devstack.Stac
 	}
 	options := devstack.StackOptions{
 		Binary: binary(t), DataDir: filepath.Join(t.TempDir(), "state"), Policy: policy, Engine: engine,
-		Roles: devstack.Roles{
-			Storage: func(_ devstack.StackFile, dir, listen, bucket string) devstack.Command {
-				return devstack.Command{Args: []string{"storage-emulator", "--dir", dir, "--listen", listen, "--bucket", bucket}}
-			},
-			Control: func(devstack.StackFile) devstack.Command {
-				return devstack.Command{Args: []string{"worker", "--control"}}
-			},
-			Node: func(_ devstack.StackFile, node, dir string) devstack.Command {
-				return devstack.Command{Args: []string{"worker", "--node", node, "--data-dir", dir}}
-			},
-		},
+		Roles: devstack.ProductRoles(), NoMetrics: true,
 		Temporal:  devstack.TemporalOptions{Binary: devtest.Binary(t), Headless: true, Fast: true},
 		NoRestart: true, // what a test kills stays away until the test starts it
 	}

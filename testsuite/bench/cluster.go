@@ -43,19 +43,13 @@ func (b *bench) bringUp(ctx context.Context, nodes int) (*cluster, error) {
 	options := devstack.StackOptions{
 		Binary: b.binary, DataDir: filepath.Join(b.dir, fmt.Sprintf("stack-%d", b.stacks)), Policy: "any", Engine: "process", NoRestart: true,
 		Temporal: devstack.TemporalOptions{Binary: b.temporal, Headless: true},
-		Roles: devstack.Roles{
-			Storage: func(_ devstack.StackFile, dir, listen, bucket string) devstack.Command {
-				return devstack.Command{Args: []string{"storage-emulator", "--dir", dir, "--listen", listen, "--bucket", bucket}}
-			},
-			Control: func(devstack.StackFile) devstack.Command {
-				return devstack.Command{Args: []string{"worker", "--control"}}
-			},
-			Node: func(file devstack.StackFile, node, dir string) devstack.Command {
-				return devstack.Command{
-					Args: []string{"worker", "--node", node, "--data-dir", dir}, Env: []string{"TEMPORAL_ADDRESS=" + c.through(node, file.TemporalAddress)},
-				}
-			},
-		},
+		Roles:    devstack.ProductRoles(), NoMetrics: true,
+	}
+	role := options.Roles.Node
+	options.Roles.Node = func(file devstack.StackFile, node, dir string) devstack.Command {
+		command := role(file, node, dir)
+		command.Env = []string{"TEMPORAL_ADDRESS=" + c.through(node, file.TemporalAddress)}
+		return command
 	}
 	for i := range nodes {
 		options.Nodes = append(options.Nodes, fmt.Sprintf("node-%d", i+1))

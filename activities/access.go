@@ -126,11 +126,11 @@ func (c *Control) onHolder(ctx context.Context, holder string, claims dataport.C
 
 // onVolume gives the ways to content on a shared volume through other nodes than the one that holds it: they read it as it is.
 func (c *Control) onVolume(ctx context.Context, holder string, claims dataport.Claims) (grants []workspace.Grant) {
-	states, err := c.fleet.look(ctx, c)
+	all, err := c.fleet.look(ctx, c, time.Now().Add(-fleetFor))
 	if err != nil {
 		c.Logger.Warn("looking for nodes with a shared volume", "volume", claims.Volume, "error", err)
 	}
-	for _, node := range states {
+	for _, node := range all.states {
 		if node.Info.Name == holder || node.Phase != workspace.NodeReady || !node.Info.HasVolume(claims.Volume) {
 			continue
 		}

@@ -7,17 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"go.temporal.io/api/serviceerror"
 	"go.temporal.io/api/workflowservice/v1"
 	"go.temporal.io/sdk/client"
-	"golang.org/x/sync/errgroup"
 
 	"holdfast/catalog"
 	"holdfast/dataport"
-	"holdfast/fleet"
 	"holdfast/keys"
 	"holdfast/snapshot"
 	"holdfast/storage"
@@ -39,6 +36,7 @@ type Control struct {
 	SingleWrite int
 
 	fleet fleetView
+	loads nodeLoads
 	// sweepPatience is shorter in tests.
 	sweepPatience time.Duration
 	// drainPoll is shorter in tests.
@@ -225,104 +223,6 @@ func (c *Control) RecordDeleted(ctx context.Context, input workspace.RecordDelet
 		return nil
 	}
 	return classify(c.Catalog.DiscardRepository(ctx, input.WorkspaceID, workspace.RepositoryPrefix(input.WorkspaceID)))
-}
-
-// Place chooses a node by fleet.Choose. Visibility only names candidates; whether a node is ready is asked of its workflow.
-func (c *Control) Place(ctx context.Context, input workspace.PlaceInput) (workspace.PlaceResult, error) {
-	result, err := c.place(ctx, input)
-	return result, classify(err)
-}
-
-func (c *Control) place(ctx context.Context, input workspace.PlaceInput) (workspace.PlaceResult, error) {
-	names := []string{input.Only}
-	if input.Only == "" {
-		var err error
-		if names, err = c.nodes(ctx); err != nil {
-			return workspace.PlaceResult{}, err
-		}
-	}
-	nodes, infos, unheard := c.candidates(ctx, names, input)
-	chosen, passed := fleet.Choose(nodes, fleet.Want{Only: input.Only, Avoid: input.Exclude, Prefer: input.Prefer})
-	switch {
-	case chosen != "":
-		result := workspace.PlaceResult{Node: chosen, Recipient: infos[chosen].Recipient}
-		if input.Shared {
-			result.Volume = infos[chosen].Volume.ID
-		}
-		return result, nil
-	case unheard != nil:
-		return workspace.PlaceResult{}, fmt.Errorf("choosing a node for workspace %s: %w", input.Name, unheard) // passes
-	default:
-		return workspace.PlaceResult{}, permanent(workspace.ErrorNoNode, fmt.Errorf("no node can take workspace %s: %v; `holdfast node list` shows them", input.Name, passed))
-	}
-}
-
-// candidates asks what is known of the nodes, of all at once: one that cannot be asked about, which is in the error, keeps nobody from the others.
-func (c *Control) candidates(ctx context.Context, names []string, input workspace.PlaceInput) (nodes []fleet.Node, infos map[string]workspace.NodeInfo, unheard error) {
-	infos = map[string]workspace.NodeInfo{}
-	var mutex sync.Mutex
-	var group errgroup.Group
-	group.SetLimit(2 * tellParallel)
-	for _, name := range names {
-		group.Go(func() error {
-			node, info, err := c.candidate(ctx, name, input)
-			mutex.Lock()
-			defer mutex.Unlock()
-			if err != nil {
-				unheard = errors.Join(unheard, err)
-				return nil
-			}
-			nodes, infos[name] = append(nodes, node), info
-			return nil
-		})
-	}
-	_ = group.Wait() // each error is in unheard
-	return nodes, infos, unheard
-}
-
-func (c *Control) candidate(ctx context.Context, name string, input workspace.PlaceInput) (fleet.Node, workspace.NodeInfo, error) {
-	node := fleet.Node{Name: name}
-	if slices.Contains(input.Exclude, name) {
-		return node, workspace.NodeInfo{}, nil // it is not even asked
-	}
-	state, err := c.node(ctx, name)
-	switch {
-	case errors.Is(err, errNoNode):
-		return node, workspace.NodeInfo{}, nil
-	case err != nil:
-		return node, workspace.NodeInfo{}, err
-	}
-	node.Registered, node.Ready, node.Cordoned = true, state.Phase == workspace.NodeReady, state.Cordoned
-	node.State = fmt.Sprintf("%s (%s)", state.Phase, state.Reason)
-	node.Unfit = unfit(input, state.Info)
-	if !node.Ready {
-		return node, state.Info, nil
-	}
-	placements, err := c.Catalog.Placements(ctx, name)
-	if err != nil {
-		c.Logger.Warn("counting what a node holds", "node", name, "error", err)
-	}
-	node.Holds = len(placements)
-	return node, state.Info, nil
-}
-
-// unfit says why a node cannot have a workspace on a shared volume; empty when it can. One without a guard process would run
-// on, cut off, while another node works on the same files.
-func unfit(input workspace.PlaceInput, info workspace.NodeInfo) string {
-	switch {
-	case !input.Shared:
-		return ""
-	case info.Volume == nil:
-		return "has no shared volume (its agent was started without --shared-volumes)"
-	case info.Volume.ID == "":
-		return "cannot use its shared volume: " + info.Volume.Problem
-	case !info.HasVolume(input.Volume):
-		return fmt.Sprintf("has shared volume %s, and the content is on %s", info.Volume.ID, input.Volume)
-	case !info.Guarded:
-		return "has no guard process, without which nothing on a shared volume may run"
-	default:
-		return ""
-	}
 }
 
 func (c *Control) nodes(ctx context.Context) ([]string, error) {

@@ -182,50 +182,52 @@ func (c *Control) lookAtNode(ctx context.Context, input workspace.LookAtNodeInpu
 	if state.Loss == nil {
 		return result, nil
 	}
-	all, err := c.fleet.look(ctx, c)
+	all, err := c.fleet.look(ctx, c, time.Now().Add(-fleetFor))
 	if err != nil {
 		return result, err
 	}
-	result.Brake = workspace.DecideBrake(state, all, time.Now())
+	result.Brake = workspace.DecideBrake(state, all.states, time.Now())
 	return result, nil
 }
 
-// fleetView is what is known of all nodes, kept for a moment.
+// fleetView keeps what is known of all nodes for a moment.
 type fleetView struct {
-	mutex  sync.Mutex
-	taken  time.Time
-	states []workspace.NodeState
-	silent int // how many nodes could not be asked about
+	mutex sync.Mutex
+	fleetState
 }
 
-func (f *fleetView) look(ctx context.Context, c *Control) ([]workspace.NodeState, error) {
-	states, _, err := f.lookAll(ctx, c)
-	return states, err
+// fleetState is what was known of all nodes at a time.
+type fleetState struct {
+	taken   time.Time
+	states  []workspace.NodeState
+	unheard []error // one for each node that could not be asked about, which is not among the states
 }
 
-// lookAll is look, and says how many nodes could not be asked about.
-func (f *fleetView) lookAll(ctx context.Context, c *Control) (all []workspace.NodeState, unheard int, err error) {
+// look returns what was known at a time or later; who asks at once with others gets the same look.
+func (f *fleetView) look(ctx context.Context, c *Control, since time.Time) (fleetState, error) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
-	if time.Since(f.taken) < fleetFor {
-		return f.states, f.silent, nil
-	}
-	names, err := c.nodes(ctx)
-	if err != nil {
-		return nil, 0, err
+	if f.taken.After(since) {
+		return f.fleetState, nil
 	}
 	began := time.Now()
-	states := make([]workspace.NodeState, len(names))
-	silent := make([]bool, len(names))
+	names, err := c.nodes(ctx)
+	if err != nil {
+		return fleetState{}, err
+	}
+	states, errs := make([]workspace.NodeState, len(names)), make([]error, len(names))
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(2 * tellParallel)
 	for i, name := range names {
 		group.Go(func() error {
 			state, err := c.node(groupCtx, name)
-			if err != nil && ctx.Err() == nil {
+			switch {
+			case errors.Is(err, errNoNode): // visibility is late
+				return nil
+			case err != nil && ctx.Err() == nil:
 				// One node that cannot be asked about holds up nobody. It counts neither as lost nor as there.
 				c.Logger.Warn("asking about a node", "node", name, "error", err)
-				silent[i] = true
+				errs[i] = err
 				return nil
 			}
 			states[i] = state
@@ -233,14 +235,12 @@ func (f *fleetView) lookAll(ctx context.Context, c *Control) (all []workspace.No
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return nil, 0, err
+		return fleetState{}, err
 	}
-	f.states = slices.DeleteFunc(states, func(s workspace.NodeState) bool { return s.Info.Name == "" })
-	f.taken, f.silent = began, 0
-	for _, is := range silent {
-		if is {
-			f.silent++
-		}
+	f.fleetState = fleetState{
+		taken:   began,
+		states:  slices.DeleteFunc(states, func(s workspace.NodeState) bool { return s.Info.Name == "" }),
+		unheard: slices.DeleteFunc(errs, func(err error) bool { return err == nil }),
 	}
-	return f.states, f.silent, nil
+	return f.fleetState, nil
 }

@@ -87,16 +87,16 @@ func (c *Control) WatchFleet(ctx context.Context, m *FleetMetrics) {
 }
 
 func (c *Control) watchFleetOnce(ctx context.Context, m *FleetMetrics) {
-	states, unheard, err := c.fleet.lookAll(ctx, c)
+	all, err := c.fleet.look(ctx, c, time.Now().Add(-fleetFor))
 	switch {
 	case ctx.Err() != nil:
 		return
 	case err != nil:
 		c.Logger.Warn("looking at all nodes, for the metrics", "error", err)
 	default:
-		m.show(states, time.Now())
+		m.show(all.states, time.Now())
 	}
-	if err != nil || unheard > 0 {
+	if err != nil || len(all.unheard) > 0 {
 		m.failed.Set(1)
 	} else {
 		m.failed.Set(0)

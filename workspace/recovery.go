@@ -119,8 +119,11 @@ const (
 	// shortestReturnGrace: the nodes of one outage are found to be lost within seconds of each other, and the brake has to
 	// see them all.
 	shortestReturnGrace = 5 * time.Second
-	// lookAgain is how often a node is asked about while nothing says when to.
-	lookAgain = 15 * time.Second
+	// lookAgain is how often a node is asked about while nothing says when to, at first: a node that has been away for long is
+	// asked about after an eighth of that time again, and each lookSlowest in the end. A thousand workspaces that are held
+	// would be nothing else than their own questions; what a person says, and that the node has returned, they are told.
+	lookAgain   = 15 * time.Second
+	lookSlowest = time.Minute
 )
 
 // DecideRecovery says what follows for a running workspace from the loss of its node. It is asked again before every new
@@ -135,19 +138,19 @@ func DecideRecovery(state State, look LookAtNodeResult, now time.Time) RecoveryD
 	case loss.Replaced:
 		// It has been gone on without; what is left is to succeed.
 		if look.Brake.Held {
-			return wait(look.Brake.Until, now, "held: "+look.Brake.Why)
+			return wait(loss, look.Brake.Until, now, "held: "+look.Brake.Why)
 		}
 		return RecoveryDecision{Action: RecoveryMove}
 	case node.Phase == NodeReady:
 		return RecoveryDecision{Action: RecoveryStay, Why: "node " + loss.Node + " has returned"}
 	case !look.Known || node.Loss == nil:
-		return wait(time.Time{}, now, "node "+loss.Node+" is asked whether it is there")
+		return wait(loss, time.Time{}, now, "node "+loss.Node+" is asked whether it is there")
 	case state.Head == nil:
 		return RecoveryDecision{Action: RecoveryBlock, Why: fmt.Sprintf("node %s is lost and has the only content: nothing was ever backed up", loss.Node)}
 	case node.Loss.Dead != "":
 		return RecoveryDecision{Action: RecoveryMove, Why: node.Loss.Dead + " said that node " + loss.Node + " is dead"}
 	case look.Brake.Held:
-		return wait(look.Brake.Until, now, "held: "+look.Brake.Why)
+		return wait(loss, look.Brake.Until, now, "held: "+look.Brake.Why)
 	}
 	if grace := node.Loss.At.Add(ReturnGrace(state, node.Loss.At)); now.Before(grace) {
 		return RecoveryDecision{Action: RecoveryWait, Until: grace,
@@ -156,9 +159,10 @@ func DecideRecovery(state State, look LookAtNodeResult, now time.Time) RecoveryD
 	return RecoveryDecision{Action: RecoveryMove}
 }
 
-// wait looks again when the cause ends, and every lookAgain in between: a person may have said something.
-func wait(until, now time.Time, why string) RecoveryDecision {
-	if soon := now.Add(lookAgain); until.IsZero() || until.After(soon) {
+// wait looks again when the cause ends, and now and then in between.
+func wait(loss *Loss, until, now time.Time, why string) RecoveryDecision {
+	pause := min(max(now.Sub(loss.At)/8, lookAgain), lookSlowest)
+	if soon := now.Add(pause); until.IsZero() || until.After(soon) {
 		until = soon
 	}
 	return RecoveryDecision{Action: RecoveryWait, Until: until, Why: why}

@@ -83,10 +83,10 @@ func decideShared(state State, look LookAtNodeResult, now time.Time) RecoveryDec
 	case look.Node.Loss != nil && look.Node.Loss.Dead != "":
 		return RecoveryDecision{Action: RecoveryMove, Why: fence.Why}
 	case look.Brake.Held:
-		return wait(look.Brake.Until, now, "held: "+look.Brake.Why)
+		return wait(loss, look.Brake.Until, now, "held: "+look.Brake.Why)
 	case fence.Fenced || loss.Replaced:
 		return RecoveryDecision{Action: RecoveryMove, Why: fence.Why}
 	default:
-		return wait(fence.Until, now, fence.Why)
+		return wait(loss, fence.Until, now, fence.Why)
 	}
 }

@@ -13,11 +13,12 @@ func TestSpec(t *testing.T) {
 	require.NoError(t, workspace.Spec{}.Validate())
 	require.NoError(t, workspace.Spec{Image: "registry.example:5000/a/b:1@sha256:00", Volume: workspace.Volume{Kind: workspace.VolumeLocal, SizeBytes: 1},
 		Environment: []string{"A", "_b9"}, StopGraceSeconds: 3600}.Validate())
+	require.NoError(t, workspace.Spec{Volume: workspace.Volume{Kind: workspace.VolumeShared}}.Validate())
 	for field, spec := range map[string]workspace.Spec{
 		"image":       {Image: "a b"},
 		"image ":      {Image: strings.Repeat("a", 256)},
 		"image  ":     {Image: "a\x00"},
-		"volume":      {Volume: workspace.Volume{Kind: "shared"}},
+		"volume":      {Volume: workspace.Volume{Kind: "network"}},
 		"volume size": {Volume: workspace.Volume{SizeBytes: -1}},
 		"stop grace":  {StopGraceSeconds: -1},
 		"stop grace ": {StopGraceSeconds: 3601},

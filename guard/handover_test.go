@@ -12,17 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// unhurried is longer than a guard can take to have a successor, on a slow machine too: nothing has to be paused meanwhile.
+const unhurried = 5 * time.Minute
+
 func TestAGuardOfAnotherVersionTakesOver(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "process")
-	first := s.agent("v1")
+	first := s.agentWith("v1", unhurried)
 	before := s.holder()
 	fd, ok, err := before.open()
 	require.NoError(t, err)
 	require.True(t, ok)
 	defer unix.Close(fd)
 	require.NoError(t, first.Process.Kill())
-	s.agent("v2")
+	s.agentWith("v2", unhurried)
 	require.NotEqual(t, before, s.holder())
 	ended, err := gone(fd, 10*time.Second)
 	require.NoError(t, err)
@@ -34,7 +37,7 @@ func TestAGuardOfAnotherVersionTakesOver(t *testing.T) {
 func TestAGuardThatHangsIsReplaced(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, "process")
-	s.agent("v1")
+	s.agentWith("v1", unhurried)
 	before := s.holder()
 	fd, ok, err := before.open()
 	require.NoError(t, err)

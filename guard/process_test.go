@@ -173,12 +173,17 @@ func (s *scene) paused() {
 	require.Equal(s.t, was, s.size("exclusive"), "something of it still writes")
 }
 
-// agent starts a pretended agent and waits until its guard is there.
+// agent starts a pretended agent, which has what is exclusive paused shortly, and waits until its guard is there.
 func (s *scene) agent(version string) *exec.Cmd {
+	s.t.Helper()
+	return s.agentWith(version, shortly)
+}
+
+func (s *scene) agentWith(version string, pauseAfter time.Duration) *exec.Cmd {
 	s.t.Helper()
 	program, err := os.Executable()
 	require.NoError(s.t, err)
-	command := exec.Command(program, agentRole, s.dir, version, s.kind, shortly.String())
+	command := exec.Command(program, agentRole, s.dir, version, s.kind, pauseAfter.String())
 	command.Stderr = os.Stderr
 	require.NoError(s.t, command.Start())
 	s.t.Cleanup(func() { command.Process.Kill(); command.Process.Wait() })

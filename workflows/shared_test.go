@@ -358,6 +358,8 @@ func TestReleaseGoesOnOnAnotherNode(t *testing.T) {
 	require.Nil(t, after.Kept, "%+v", after.Kept)
 	require.Empty(t, w.content)
 	require.Equal(t, "first+", w.versions[after.Head.Snapshot])
+	require.Equal(t, uint64(2), after.Head.Token)
+	require.NotZero(t, after.Head.Sequence, "what is removed was committed by the token that it has now")
 }
 
 // A person who starts it again does not wait for a stop that goes on elsewhere.

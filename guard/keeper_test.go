@@ -156,6 +156,8 @@ func TestBeatsPutItOff(t *testing.T) {
 	sent := d.clock
 	d.pass(pauseAfter/2, pauseAfter/2)
 	require.NoError(t, d.beaten(Moment{Boot: sent.Boot - time.Minute, Wall: sent.Wall}, pauseAfter), "one that was on its way")
+	d.ticked()
+	require.Equal(t, freezer.Runs, d.kernel.state("a"), "it takes nothing from the newest")
 	require.ErrorIs(t, d.beaten(Moment{Boot: d.clock.Boot + time.Minute, Wall: d.clock.Wall}, pauseAfter), ErrInvalid)
 	require.ErrorIs(t, d.beaten(d.clock, 0), ErrInvalid)
 	d.pass(pauseAfter/2, pauseAfter/2)
@@ -243,6 +245,9 @@ func TestWhatIsNotSeenIsTakenToRun(t *testing.T) {
 	d.pass(pauseAfter, pauseAfter)
 	d.ticked()
 	require.Equal(t, freezer.Stands, d.kernel.state("a"))
+	d.kernel.set("a", freezer.Runs)
+	d.ticked()
+	require.Equal(t, freezer.Stands, d.kernel.state("a"), "it is asked for again at once")
 
 	// A container of an engine whose cgroups this process does not see.
 	d = newDesk(t)

@@ -58,12 +58,15 @@ func (k *kernel) States(ids []string) (map[string]freezer.State, error) {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
 	found := map[string]freezer.State{}
+	if k.blind != nil {
+		return nil, k.blind
+	}
 	for _, id := range ids {
 		if state := k.states[id]; state != freezer.Absent {
 			found[id] = state
 		}
 	}
-	return found, errors.Join(k.blind, k.refused)
+	return found, k.refused
 }
 
 func (k *kernel) state(id string) freezer.State {

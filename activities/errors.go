@@ -31,7 +31,7 @@ var kinds = []struct {
 	{catalog.ErrConflict, workspace.ErrorConflict},
 	{catalog.ErrDamaged, workspace.ErrorDamaged},
 	{keys.ErrWrongKey, workspace.ErrorWrongKey},
-	{keys.ErrNotForThisNode, workspace.ErrorWrongKey},
+	{keys.ErrNotForThisNode, workspace.ErrorNodeReplaced},
 	{keys.ErrWrongPurpose, workspace.ErrorWrongKey},
 	{keys.ErrDamaged, workspace.ErrorDamaged},
 	{snapshot.ErrWrongPassword, workspace.ErrorWrongKey},

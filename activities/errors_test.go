@@ -29,7 +29,7 @@ func TestClassification(t *testing.T) {
 		catalog.ErrDamaged:             workspace.ErrorDamaged,
 		catalog.ErrTooFew:              "",
 		keys.ErrWrongKey:               workspace.ErrorWrongKey,
-		keys.ErrNotForThisNode:         workspace.ErrorWrongKey,
+		keys.ErrNotForThisNode:         workspace.ErrorNodeReplaced,
 		keys.ErrWrongPurpose:           workspace.ErrorWrongKey,
 		keys.ErrDamaged:                workspace.ErrorDamaged,
 		snapshot.ErrNoRepository:       workspace.ErrorSnapshotMissing,

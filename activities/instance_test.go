@@ -147,12 +147,12 @@ func TestStartWithAnothersSecrets(t *testing.T) {
 	other.target(1)
 	target := r.prepare(1)
 	_, err := run(r, r.node.StartInstance, workspace.StartInstanceInput{Target: target, Secrets: other.sealed.Secrets})
-	typed(t, err, workspace.ErrorWrongKey)
+	typed(t, err, workspace.ErrorNodeReplaced)
 	require.Empty(t, r.engine.names())
 	_, err = run(r, r.node.StartInstance, workspace.StartInstanceInput{Target: target, Secrets: r.sealed.Password})
 	typed(t, err, workspace.ErrorWrongKey) // made for another purpose
 	_, err = run(r, r.node.Backup, workspace.BackupInput{Target: workspace.Target{WorkspaceID: id, Token: 1, Sealed: other.sealed.Password}, Kind: "live"})
-	typed(t, err, workspace.ErrorWrongKey)
+	typed(t, err, workspace.ErrorNodeReplaced)
 }
 
 func TestStartForeign(t *testing.T) {

@@ -18,7 +18,7 @@ func everyError() map[string]error {
 		"dead node": heartbeatTimeout(),
 	}
 	for _, kind := range []workspace.ErrorType{
-		workspace.ErrorInvalid, workspace.ErrorNotFound, workspace.ErrorConflict, workspace.ErrorStaleToken, workspace.ErrorNodeFull, workspace.ErrorNodeUnguarded, workspace.ErrorVolumeMissing,
+		workspace.ErrorInvalid, workspace.ErrorNotFound, workspace.ErrorConflict, workspace.ErrorStaleToken, workspace.ErrorNodeFull, workspace.ErrorNodeReplaced, workspace.ErrorNodeUnguarded, workspace.ErrorVolumeMissing,
 		workspace.ErrorNoNode, workspace.ErrorImageNotFound, workspace.ErrorImageDenied, workspace.ErrorStartFailed,
 		workspace.ErrorStoreMissing, workspace.ErrorStoreDenied, workspace.ErrorStoreFull, workspace.ErrorWrongKey, workspace.ErrorDamaged,
 		workspace.ErrorSnapshotMissing, workspace.ErrorContentMissing, workspace.ErrorContentForeign, workspace.ErrorContentChanged,

@@ -388,7 +388,7 @@ func (w *entity) notYet(ctx workflow.Context, err error) error {
 			w.enter(ctx, workspace.Stopped, "going on after the loss of node "+loss.Node+" was given up")
 		}
 		return err
-	case !loss.Replaced, kind == "", kind == workspace.ErrorNoNode, kind == workspace.ErrorNodeFull, kind == workspace.ErrorNodeUnguarded, kind == workspace.ErrorDiskFull,
+	case !loss.Replaced, kind == "", kind == workspace.ErrorNoNode, kind == workspace.ErrorNodeFull, kind == workspace.ErrorNodeReplaced, kind == workspace.ErrorNodeUnguarded, kind == workspace.ErrorDiskFull,
 		kind == workspace.ErrorVolumeMissing, kind == workspace.ErrorNodeLost, kind == workspace.ErrorOlderVersion, errors.As(err, &timeout):
 		if !w.pinned() {
 			loss.Attempts++

@@ -199,7 +199,7 @@ func (w *entity) launch(ctx workflow.Context, plan launch) error {
 // anotherNodeMayDo tells failures of a node from failures that every node would have.
 func anotherNodeMayDo(err error) bool {
 	switch failureType(err) {
-	case workspace.ErrorNodeFull, workspace.ErrorNodeUnguarded, workspace.ErrorVolumeMissing, workspace.ErrorDiskFull, workspace.ErrorStartFailed:
+	case workspace.ErrorNodeFull, workspace.ErrorNodeReplaced, workspace.ErrorNodeUnguarded, workspace.ErrorVolumeMissing, workspace.ErrorDiskFull, workspace.ErrorStartFailed:
 		return true
 	}
 	var timeout *temporal.TimeoutError

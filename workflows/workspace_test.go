@@ -161,6 +161,35 @@ func TestNodeFullTriesTheNext(t *testing.T) {
 	require.Equal(t, uint64(2), running.Instance.Token)
 }
 
+// The disk of a node is replaced while a start is under way there: what was sealed for the key that went with it is of no use, and
+// the next attempt seals anew. With no other node the workspace is where it was, and a person's next start is for the new key.
+func TestNodeReplacedTriesTheNext(t *testing.T) {
+	for _, only := range []string{"", nodeOne} {
+		w := newWorld(t)
+		w.fail = func(activity string, attempt int) error {
+			if activity == workspace.ActivityPrepareContent && attempt == 1 {
+				return permanent(workspace.ErrorNodeReplaced, "sealed to another identity")
+			}
+			return nil
+		}
+		request := start()
+		request.Node = only
+		w.ask(0, workspace.UpdateStart, request)
+		after := w.look(time.Minute)
+		w.ask(2*time.Minute, workspace.UpdateStart, workspace.StartRequest{})
+		again := w.look(3 * time.Minute)
+		w.run(4 * time.Minute)
+		if only == "" {
+			require.Equal(t, workspace.Running, after.Phase)
+			require.Equal(t, nodeTwo, after.Instance.Node)
+			continue
+		}
+		require.Equal(t, workspace.Pending, after.Phase, "%s", after.Reason)
+		require.Contains(t, after.Reason, "sealed to another identity")
+		require.Equal(t, workspace.Running, again.Phase, "%s", again.Reason)
+	}
+}
+
 // A11: unstick seals the attempt, keeps the content and allows a start.
 func TestUnstick(t *testing.T) {
 	w := newWorld(t)

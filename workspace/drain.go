@@ -319,7 +319,7 @@ func startedSince(state State, plan DrainPlan) (Operation, bool) {
 // drainMend is what a person can do about a workspace that was not moved.
 func drainMend(name string, kind ErrorType) string {
 	switch kind {
-	case ErrorNoNode, ErrorNodeFull, ErrorNodeUnguarded, ErrorVolumeMissing, ErrorDiskFull:
+	case ErrorNoNode, ErrorNodeFull, ErrorNodeReplaced, ErrorNodeUnguarded, ErrorVolumeMissing, ErrorDiskFull:
 		return "make room: `holdfast node list` shows the nodes, `holdfast node uncordon NODE` gives one back, `holdfast worker --node NAME` on a machine makes another"
 	case ErrorNotStored, ErrorStoreDenied, ErrorStoreFull, ErrorStoreMissing:
 		return "bring the stores back: `holdfast doctor` names what is wrong with them"

@@ -14,6 +14,7 @@ const (
 	ErrorConflict        ErrorType = "Conflict"        // a create-only object is there with other content
 	ErrorStaleToken      ErrorType = "StaleToken"      // a newer instance has been recorded (invariant 7)
 	ErrorNodeFull        ErrorType = "NodeFull"        // the node does not admit it; another may
+	ErrorNodeReplaced    ErrorType = "NodeReplaced"    // the node has another key than the one that this was sealed for: its disk is new
 	ErrorNodeUnguarded   ErrorType = "NodeUnguarded"   // the node has no guard process for what is exclusive; another may
 	ErrorVolumeMissing   ErrorType = "VolumeMissing"   // the shared volume is not mounted on the node; another may have it
 	ErrorNoNode          ErrorType = "NoNode"          // no node is left to try

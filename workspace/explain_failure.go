@@ -54,6 +54,7 @@ var typedFailures = map[ErrorType]Failure{
 	ErrorConflict:        {Class: FailureContent, Words: "the catalog already holds another entry in that place", Mend: "another writer has been there: look with `holdfast snapshots NAME`, then `holdfast unstick NAME`"},
 	ErrorStaleToken:      {Class: FailureContent, Words: "a newer instance of the workspace has been recorded, so this one may no longer write"},
 	ErrorNodeFull:        {Class: FailureNode, Words: "the node has no room for it", Mend: "make room on the node, or name another with --node"},
+	ErrorNodeReplaced:    {Class: FailureNode, Words: "the node's disk was replaced while it was under way, and its key with it", Mend: "start it again, after `holdfast unstick NAME` when it is not stopped: it is sealed then for the key that the node has now"},
 	ErrorNodeUnguarded:   {Class: FailureNode, Words: "the node has no guard process that would pause it if the node were cut off, and it must not run without", Mend: "see the log of the node's agent, or name another with --node"},
 	ErrorVolumeMissing:   {Class: FailureNode, Words: "the shared volume is not mounted on the node, or another one is", Mend: "mount it there; `holdfast node show NODE` says which volume the node has"},
 	ErrorNoNode:          {Class: FailureNode, Words: "there is no node left to try", Mend: "look with `holdfast node list`; start an agent with `holdfast worker --node NODE`"},

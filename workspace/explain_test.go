@@ -190,7 +190,7 @@ func TestExplainFailureClasses(t *testing.T) {
 
 // TestEveryErrorTypeIsExplained keeps the closed list of invariant 10 and its words together.
 func TestEveryErrorTypeIsExplained(t *testing.T) {
-	for _, kind := range []ErrorType{ErrorInvalid, ErrorNotFound, ErrorConflict, ErrorStaleToken, ErrorNodeFull, ErrorNodeUnguarded, ErrorVolumeMissing, ErrorNoNode,
+	for _, kind := range []ErrorType{ErrorInvalid, ErrorNotFound, ErrorConflict, ErrorStaleToken, ErrorNodeFull, ErrorNodeReplaced, ErrorNodeUnguarded, ErrorVolumeMissing, ErrorNoNode,
 		ErrorImageNotFound, ErrorImageDenied, ErrorStartFailed, ErrorStoreMissing, ErrorStoreDenied, ErrorStoreFull,
 		ErrorWrongKey, ErrorDamaged, ErrorSnapshotMissing, ErrorContentMissing, ErrorContentForeign, ErrorContentChanged,
 		ErrorDiskFull, ErrorUploadMissing, ErrorSource, ErrorRefused, ErrorNotStored, ErrorOmissions, ErrorInterrupted, ErrorOlderVersion} {

@@ -94,11 +94,13 @@ func TestOpeningLeavesNothingBehind(t *testing.T) {
 		newTestRepository(t, storage.PolicyAll, memory)
 		_, err := Open(t.Context(), newTestMirror(t, storage.PolicyAll, provider), []byte("another"), testOptions())
 		require.ErrorIs(t, err, ErrWrongPassword)
+		synctest.Wait() // who was told to end does; who was not waits for hours
 		require.Zero(t, provider.asked.Load())
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 		defer cancel()
 		_, err = Open(ctx, newTestMirror(t, storage.PolicyAll, provider), testPassword, testOptions())
 		require.ErrorIs(t, err, context.DeadlineExceeded)
+		synctest.Wait()
 		require.Zero(t, provider.asked.Load())
 	})
 }

@@ -155,7 +155,7 @@ func TestHistoriesNameNoMachine(t *testing.T) {
 
 // A worker of an older version takes note of a start with hours and decides without them. What it has decided is decided again.
 func TestHoursThatAnOlderWorkerDidNotKnow(t *testing.T) {
-	content, err := os.ReadFile(filepath.Join(histories, "v0", "start_stop_start.json"))
+	content, err := os.ReadFile(filepath.Join(histories, "v0", "idle_stop.json"))
 	require.NoError(t, err)
 	history := &historypb.History{}
 	require.NoError(t, temporalproto.CustomJSONUnmarshalOptions{}.Unmarshal(content, history))

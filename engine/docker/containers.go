@@ -205,6 +205,11 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 			return err
 		}
 	}
+	if grace < 0 {
+		if err := killWhereItStands(ctx, found); err != nil {
+			return fmt.Errorf("killing the container %s where it stands: %w", id, err)
+		}
+	}
 	if err := e.kill(ctx, found.ID, "SIGKILL"); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/docker/docker/api/types/container"
 
@@ -61,9 +62,34 @@ func thaw(found container.InspectResponse) error {
 	if !is {
 		return nil
 	}
-	// ENODEV: it has ended meanwhile.
-	if err := group.Thaw(); err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ENODEV) {
+	return ended(group.Thaw())
+}
+
+// freezeWithin bounds how long what runs in a container may take to stand still.
+const freezeWithin = 2 * time.Second
+
+// killWhereItStands kills everything in the container while it stands still. The engine kills the init alone, and what runs beside it
+// would go on until the kernel has ended that. A container whose processes this one does not see is left to the engine.
+func killWhereItStands(ctx context.Context, found container.InspectResponse) error {
+	if found.State.Pid <= 1 {
+		return nil
+	}
+	group, ok, err := freezer.View{}.Of(found.State.Pid, found.ID)
+	if err != nil || !ok {
 		return err
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(ctx, freezeWithin)
+	defer cancel()
+	if err := group.Freeze(ctx); err != nil {
+		return ended(err)
+	}
+	return ended(group.Kill())
+}
+
+// ended takes a container that has ended meanwhile for killed.
+func ended(err error) error {
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENODEV) {
+		return nil
+	}
+	return err
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 )
 
 // Errors that callers tell apart.
@@ -290,6 +291,46 @@ func (g Group) Thaw() error {
 		return fmt.Errorf("%w: no cgroup", ErrRefused)
 	}
 	return g.write("0", "THAWED")
+}
+
+// Kill sends SIGKILL to everything in it and in the cgroups below, while it stands still: nothing of it comes to another instruction
+// when it is thawed. Of a group that does not stand still it is ErrRefused: its processes could have others' numbers by then.
+func (g Group) Kill() error {
+	if g.dir == "" {
+		return fmt.Errorf("%w: no cgroup", ErrRefused)
+	}
+	frozen, err := g.Frozen()
+	if err != nil {
+		return err
+	}
+	if !frozen {
+		return fmt.Errorf("%w: what is to be killed where it stands does not stand still", ErrRefused)
+	}
+	if g.unified && has(g.dir, "cgroup.kill") {
+		if err := os.WriteFile(filepath.Join(g.dir, "cgroup.kill"), []byte("1"), 0); err != nil {
+			return fmt.Errorf("killing what is in a cgroup: %w", err)
+		}
+		return nil
+	}
+	return filepath.WalkDir(g.dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil {
+			return fmt.Errorf("listing what is in a cgroup: %w", err)
+		}
+		for _, field := range strings.Fields(string(data)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil || pid <= 1 { // 0 is a process that this one cannot name
+				return fmt.Errorf("%w: process %q in %s", ErrRefused, field, path)
+			}
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("killing process %d: %w", pid, err)
+			}
+		}
+		return nil
+	})
 }
 
 func (g Group) write(v2, v1 string) error {

@@ -109,6 +109,22 @@ func TestFindRefuses(t *testing.T) {
 	require.ErrorIs(t, err, ErrRefused, "it would stop itself")
 	require.ErrorIs(t, Group{}.Freeze(t.Context()), ErrRefused)
 	require.ErrorIs(t, Group{}.Thaw(), ErrRefused)
+	require.ErrorIs(t, Group{}.Kill(), ErrRefused)
+}
+
+// Only what stands still is killed, by its numbers: none is 1 or less, and what runs could have ended and left its number to another.
+func TestKillRefuses(t *testing.T) {
+	m := newMachine(t)
+	group := Group{dir: m.group(filepath.Join(m.root, "g"), "freezer.state", "THAWED\n")}
+	m.group(group.dir, "cgroup.procs", "1\n")
+	require.ErrorIs(t, group.Kill(), ErrRefused)
+	m.group(group.dir, "freezer.state", "FROZEN\n")
+	for _, procs := range []string{"0\n", "1\n", "-1\n", "all\n"} {
+		m.group(group.dir, "cgroup.procs", procs)
+		require.ErrorIs(t, group.Kill(), ErrRefused, "%q", procs)
+	}
+	m.group(group.dir, "cgroup.procs", "")
+	require.NoError(t, group.Kill())
 }
 
 // It is frozen when the kernel says so, not when it was asked.

@@ -81,14 +81,23 @@ func TestReadsDoNotWaitForADeadStore(t *testing.T) {
 
 // A snapshot that the store which answers lacks is waited for, as long as another may have it, and is not said not to be there.
 func TestReadWaitsForTheStoreThatMayHaveIt(t *testing.T) {
+	for name, lacks := range map[string]string{"the repository": "", "the snapshot alone": "/snapshots/"} {
+		t.Run(name, func(t *testing.T) { readWaits(t, workspace.RepositoryPrefix(id)+lacks) })
+	}
+}
+
+func readWaits(t *testing.T, lacks string) {
 	r := newRig(t, storage.PolicyAny)
 	input := r.stopped(1)
-	ofIt := func(key string) bool { return strings.HasPrefix(key, workspace.RepositoryPrefix(id)) }
+	deleted := 0
 	for _, key := range r.inner[0].Keys() { // it is on the second store alone
-		if ofIt(key) {
+		if strings.HasPrefix(key, lacks) {
 			require.NoError(t, r.inner[0].Delete(t.Context(), key))
+			deleted++
 		}
 	}
+	require.Positive(t, deleted)
+	ofIt := func(key string) bool { return strings.HasPrefix(key, workspace.RepositoryPrefix(id)) }
 	synctest.Test(t, func(t *testing.T) {
 		// The second takes longer than anybody waits for a store that nobody needs.
 		r.stores[1].Inject(faulty.Rule{Match: ofIt, Kind: faulty.Slow, Delay: 2500 * time.Millisecond})

@@ -127,7 +127,7 @@ func (d *drainRound) look(ctx context.Context) error {
 				d.doubt(fmt.Errorf("reading whose %s is: %w", workspace.InstanceName(id, token), err))
 				return nil
 			}
-			d.see(ctx, described.Name, id, listed)
+			d.see(ctx, described.Name, id, token, listed)
 			return nil
 		})
 	}
@@ -142,7 +142,7 @@ func (d *drainRound) look(ctx context.Context) error {
 			if err := d.limit.Wait(ctx); err != nil {
 				return err
 			}
-			d.see(ctx, name, "", notListed)
+			d.see(ctx, name, "", 0, notListed)
 			return nil
 		})
 	}
@@ -170,8 +170,8 @@ const (
 	listedBefore // and what it says itself is newer
 )
 
-// see asks a workspace how it is and decides what is done about it.
-func (d *drainRound) see(ctx context.Context, name, id string, by listing) {
+// see asks a workspace how it is and decides what is done about it. The token is of the placement that the listing had.
+func (d *drainRound) see(ctx context.Context, name, id string, token uint64, by listing) {
 	state, err := d.control.workspace(ctx, name)
 	placed := by == listed || by == listedBefore &&
 		(err != nil || slices.ContainsFunc(state.Placed, func(p workspace.Placed) bool { return p.Node == d.input.Node }))
@@ -186,6 +186,9 @@ func (d *drainRound) see(ctx context.Context, name, id string, by listing) {
 		step.Verdict, step.Why = workspace.DrainWait, "it could not be asked: "+err.Error()
 	default:
 		step = workspace.DecideDrain(state, d.input.Node, placed, d.input.Plan, time.Now())
+		if step.Verdict == workspace.DrainLeft && by == listed && d.released(ctx, id, token) {
+			step = workspace.DecideDrain(state, d.input.Node, false, d.input.Plan, time.Now())
+		}
 	}
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -199,6 +202,12 @@ func (d *drainRound) see(ctx context.Context, name, id string, by listing) {
 		now = time.Now()
 	}
 	d.here[name] = &drainee{id: id, step: step, at: now}
+}
+
+// released says whether a placement is gone that was there before its workspace was asked: it has left between the two.
+func (d *drainRound) released(ctx context.Context, id string, token uint64) bool {
+	_, err := d.control.Catalog.Placement(ctx, d.input.Node, id, token)
+	return errors.Is(err, storage.ErrNotFound)
 }
 
 // under are the names of those of whom something was asked that is not done.
@@ -319,7 +328,7 @@ func (d *drainRound) seeAgain(ctx context.Context, name string) {
 	if one.id == "" {
 		by = notListed
 	}
-	d.see(ctx, name, one.id, by)
+	d.see(ctx, name, one.id, 0, by)
 }
 
 // result is what is known in the end.

@@ -229,6 +229,25 @@ func TestDrainMovesEverybodyOnce(t *testing.T) {
 	require.Empty(t, result.Left)
 }
 
+// One that leaves between the listing of the node and the question to it has left: nothing of it is said to be there.
+func TestDrainSeesWhoLeavesWhileItLooks(t *testing.T) {
+	f := newDrained(t, 1)
+	f.all["space-00"].Operation = &workspace.Operation{ID: "drain-d-1", Kind: workspace.OperationMove, Step: workspace.StepContent}
+	f.asks = func(name string) {
+		f.mutex.Lock()
+		under := f.all[name].Operation != nil
+		f.mutex.Unlock()
+		if under {
+			f.end(name, "")
+		}
+	}
+	result, err := f.round(f.names()...)
+	require.NoError(t, err)
+	require.Empty(t, result.Left)
+	require.Len(t, result.Departed, 1)
+	require.Equal(t, "node-2", result.Departed[0].To)
+}
+
 // What is under way counts, whoever asked for it before: also what has left the node and is not there yet.
 func TestDrainCountsWhatIsUnderWay(t *testing.T) {
 	f := newDrained(t, 6)

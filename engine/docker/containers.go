@@ -206,7 +206,7 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 		}
 	}
 	if grace < 0 {
-		if err := killWhereItStands(ctx, found); err != nil {
+		if err := e.killWhereItStands(ctx, found); err != nil {
 			return fmt.Errorf("killing the container %s where it stands: %w", id, err)
 		}
 	}
@@ -214,7 +214,10 @@ func (e *Engine) Stop(ctx context.Context, id string, grace time.Duration) error
 		return err
 	}
 	if grace < 0 {
-		// What was killed while it stood is let go to its end, and to nothing before it.
+		// What was killed while it stood is let go to its end, and to nothing before it. The engine lets go what it has paused.
+		if found, err = e.inspect(ctx, id); err != nil {
+			return err
+		}
 		if err := thaw(found); err != nil {
 			return fmt.Errorf("letting the container %s go to its end: %w", id, err)
 		}

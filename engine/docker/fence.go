@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"syscall"
 	"time"
 
@@ -70,7 +71,7 @@ const freezeWithin = 2 * time.Second
 
 // killWhereItStands kills everything in the container while it stands still. The engine kills the init alone, and what runs beside it
 // would go on until the kernel has ended that. A container whose processes this one does not see is left to the engine.
-func killWhereItStands(ctx context.Context, found container.InspectResponse) error {
+func (e *Engine) killWhereItStands(ctx context.Context, found container.InspectResponse) error {
 	if found.State.Pid <= 1 {
 		return nil
 	}
@@ -80,7 +81,15 @@ func killWhereItStands(ctx context.Context, found container.InspectResponse) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeWithin)
 	defer cancel()
-	if err := group.Freeze(ctx); err != nil {
+	err = group.Freeze(ctx)
+	if errors.Is(err, fs.ErrPermission) {
+		// The freezer is root's. Whoever may use the engine asks that, and kills what runs as its own user, as its instances do.
+		err = e.Pause(ctx, found.ID)
+	}
+	if errors.Is(err, engine.ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
 		return ended(err)
 	}
 	return ended(group.Kill())

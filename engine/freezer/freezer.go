@@ -307,10 +307,13 @@ func (g Group) Kill() error {
 		return fmt.Errorf("%w: what is to be killed where it stands does not stand still", ErrRefused)
 	}
 	if g.unified && has(g.dir, "cgroup.kill") {
-		if err := os.WriteFile(filepath.Join(g.dir, "cgroup.kill"), []byte("1"), 0); err != nil {
+		err := os.WriteFile(filepath.Join(g.dir, "cgroup.kill"), []byte("1"), 0)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, os.ErrPermission) { // who is not root kills one by one what it may
 			return fmt.Errorf("killing what is in a cgroup: %w", err)
 		}
-		return nil
 	}
 	return filepath.WalkDir(g.dir, func(path string, entry os.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {

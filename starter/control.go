@@ -64,6 +64,8 @@ type listedWorkspace struct {
 	Stale bool `json:"stale,omitempty"`
 
 	Instance string `json:"-"` // workspace.InstanceName of what runs
+	// State is what the workspace itself said; not set when it is Stale.
+	State workspace.State `json:"-"`
 }
 
 // listedNode is one line of `holdfast node list`.
@@ -317,6 +319,7 @@ func listWorkspace(state workspace.State, now time.Time) listedWorkspace {
 	line := listedWorkspace{
 		Name: state.Name, Owner: state.Owner, Phase: string(state.Phase), Since: state.Since, Reason: state.Reason,
 		RecoveryPoint: workspace.RecoveryPointOf(state, now), StopAhead: workspace.StopAheadOf(state, now),
+		State: state,
 	}
 	switch {
 	case state.Instance != nil:

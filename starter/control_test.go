@@ -167,7 +167,8 @@ func TestListFallsBackToTheIndex(t *testing.T) {
 		Return(&workflowservice.ListWorkflowExecutionsResponse{Executions: []*workflowpb.WorkflowExecutionInfo{execution("web")}, NextPageToken: []byte("more")}, nil)
 	mocked.On("ListWorkflow", mock.Anything, mock.Anything).
 		Return(&workflowservice.ListWorkflowExecutionsResponse{Executions: []*workflowpb.WorkflowExecutionInfo{execution("api")}}, nil)
-	answer, err := data.ToPayloads(workspace.State{Name: "web", Phase: workspace.Running, Owner: "ada", Instance: &workspace.Instance{Node: "n1"}})
+	web := workspace.State{Name: "web", Phase: workspace.Running, Owner: "ada", Instance: &workspace.Instance{Node: "n1"}}
+	answer, err := data.ToPayloads(web)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +180,7 @@ func TestListFallsBackToTheIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []listedWorkspace{{Name: "api", Owner: "ada", Phase: "Stopped", LastSnapshot: testNow, Stale: true}, {Name: "web", Owner: "ada", Phase: "Running", Node: "n1", Instance: workspace.InstanceName("", 0),
+	want := []listedWorkspace{{Name: "api", Owner: "ada", Phase: "Stopped", LastSnapshot: testNow, Stale: true}, {Name: "web", Owner: "ada", Phase: "Running", Node: "n1", Instance: workspace.InstanceName("", 0), State: web,
 		RecoveryPoint: &workspace.RecoveryPoint{AgeSeconds: -1, IntervalSeconds: 300, BoundSeconds: 300}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -24,6 +24,7 @@ func (p *program) nodeCommands() *cli.Command {
 		order(workspace.OrderCordon, "place nothing new on a node; what runs there goes on", ""),
 		order(workspace.OrderUncordon, "place workspaces on a node again", ""),
 		p.drainCommand(),
+		p.reportCommand(),
 		order(workspace.OrderProceed, "let the workspaces of a lost node go on elsewhere although they are held",
 			"Workspaces are held when several nodes, or all, are lost at once, or when the control plane was away: it may be what they share that failed."),
 		order(workspace.OrderDead, "say that a node does not come back: its workspaces go on elsewhere at once",
@@ -84,7 +85,7 @@ func renderNode(w io.Writer, state workspace.NodeState, now time.Time, colours b
 	}
 	renderDrain(w, state.Drain, now)
 	if loss := state.Loss; loss != nil {
-		writeField(w, "lost", fmt.Sprintf("%s (%s ago), last heard of at %s", moment(loss.At), age(loss.At, now), moment(loss.Heard)))
+		writeField(w, "lost", fmt.Sprintf("%s (%s ago), last heard of at %s; `holdfast node report %s` says what that cost", moment(loss.At), age(loss.At, now), moment(loss.Heard), state.Info.Name))
 		if loss.Dead != "" {
 			writeField(w, "dead", loss.Dead+" said so")
 		}

@@ -65,7 +65,7 @@ func safeAfterLoss(state State) []string {
 	} else if loss != nil && !loss.Replaced {
 		text := fmt.Sprintf("Node %s is lost: what only it has comes back with its disk.", loss.Node)
 		if state.Head != nil {
-			text += fmt.Sprintf(" Going on without it would lose at most the last %s of work before %s.", workSpan(LostWork(state, loss.At)), loss.At.UTC().Format("15:04:05 UTC"))
+			text += fmt.Sprintf(" Going on without it would lose at most the last %s of work before %s.", WorkSpan(LostWork(state, loss.At)), loss.At.UTC().Format("15:04:05 UTC"))
 		}
 		if !loss.Gone && state.Instance != nil {
 			text += fmt.Sprintf(" If it is only cut off, the instance may go on there: node %s pauses it once it sees that another has taken its place, or when it has reached nothing for a while.", loss.Node)

@@ -84,11 +84,11 @@ func (r *Recovery) Words() string {
 	if r.LostWork <= 0 {
 		return text + ": nothing was lost"
 	}
-	return text + fmt.Sprintf(": at most the last %s of work before the loss are not in it", workSpan(r.LostWork))
+	return text + fmt.Sprintf(": at most the last %s of work before the loss are not in it", WorkSpan(r.LostWork))
 }
 
-// workSpan says how much work, exactly to the second while that is what matters.
-func workSpan(d time.Duration) string {
+// WorkSpan says how much work, exactly to the second while that is what matters.
+func WorkSpan(d time.Duration) string {
 	if d < 10*time.Minute {
 		return fmt.Sprintf("%d s", int((d+time.Second-1)/time.Second))
 	}

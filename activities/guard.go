@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -238,21 +237,25 @@ func (g *Guard) identify(ctx context.Context, instances []engine.Instance) (titl
 	}
 }
 
-// Paused lists the instances that are paused, and why.
-func (g *Guard) Paused() []workspace.PausedInstance {
+// Load is how many instances run or are paused on the node, as it last saw, and which of them are paused, and why; nil, nil before it has
+// looked for the first time. It waits for neither a disk nor the engine.
+func (g *Guard) Load() (instances *int, paused []workspace.PausedInstance) {
 	if g == nil {
-		return nil
+		return nil, nil
 	}
 	held := g.Lease.Check() == nil
 	g.mutex.Lock()
 	defer g.mutex.Unlock()
-	var paused []workspace.PausedInstance
+	if g.known == nil {
+		return nil, nil
+	}
 	for _, name := range slices.Sorted(maps.Keys(g.known)) {
 		if known := g.known[name]; known.paused {
-			paused = append(paused, workspace.PausedInstance{WorkspaceID: known.workspace, Name: known.title, Token: known.token, Replaced: known.replaced, Why: g.why(known, held)})
+			paused = append(paused, known.why(held))
 		}
 	}
-	return paused
+	count := len(g.known)
+	return &count, paused
 }
 
 // Why says why an instance is paused; nil knows of none.
@@ -265,23 +268,26 @@ func (g *Guard) Why(name string) string {
 	g.mutex.Lock()
 	defer g.mutex.Unlock()
 	if known := g.known[name]; known != nil {
-		return g.why(known, held)
+		return known.why(held).Why
 	}
 	return unknown
 }
 
-// why says why an instance is paused. The mutex is held.
-func (g *Guard) why(known *guarded, held bool) string {
+// why says why an instance is paused, to somebody with the lease or without. The guard's mutex is held.
+func (k *guarded) why(held bool) workspace.PausedInstance {
+	paused := workspace.PausedInstance{WorkspaceID: k.workspace, Name: k.title, Token: k.token, Replaced: k.replaced}
 	switch {
-	case known.replaced > 0:
-		return fmt.Sprintf("instance %d has taken its place", known.replaced)
+	case k.replaced > 0:
+		paused.Cause = workspace.PauseReplaced
 	case !held:
-		return "its node has no lease, and has reached neither Temporal nor a store for so long that another instance may have taken its place"
-	case known.doubt != nil:
-		return "whether another instance has taken its place cannot be asked: " + known.doubt.Error()
+		paused.Cause = workspace.PauseAlone
+	case k.doubt != nil:
+		paused.Cause, paused.Doubt = workspace.PauseDoubt, k.doubt.Error()
 	default:
-		return "its node was cut off; it goes on in a moment"
+		paused.Cause = workspace.PauseEnding
 	}
+	paused.Why = paused.Words()
+	return paused
 }
 
 // memory is the file Memory.

@@ -38,7 +38,9 @@ func TestGuardPausesWhatWasReplaced(t *testing.T) {
 		w.pass(guardEvery + time.Second)
 		w.is(replaced, engine.StatusPaused, "another instance is recorded")
 		w.is(other, engine.StatusRunning, "it is the newest of its workspace")
-		require.Equal(t, []workspace.PausedInstance{{WorkspaceID: id, Token: 1, Replaced: 2, Why: "instance 2 has taken its place"}}, w.guard.Paused())
+		instances, paused := w.guard.Load()
+		require.Equal(t, 2, *instances)
+		require.Equal(t, []workspace.PausedInstance{{WorkspaceID: id, Token: 1, Cause: workspace.PauseReplaced, Replaced: 2, Why: "instance 2 has taken its place"}}, paused)
 		require.Equal(t, 1.0, testutil.ToFloat64(w.guard.Metrics.pauses.WithLabelValues(causeReplaced)))
 
 		// The lease again: what was replaced stays paused, for ever.
@@ -221,7 +223,8 @@ func TestGuardWaitsForNoDisk(t *testing.T) {
 	select {
 	case instances := <-listed:
 		require.Len(t, instances, 1, "it is taken for this node's")
-		require.Len(t, g.Paused(), 1)
+		_, paused := g.Load()
+		require.Len(t, paused, 1)
 	case <-time.After(30 * time.Second):
 		require.Fail(t, "the guard waits for the disk")
 	}

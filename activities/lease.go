@@ -147,7 +147,7 @@ type LeaseHolder struct {
 		Signaler
 	}
 	Logger *slog.Logger
-	// Guard, when set, says which instances are paused: it travels in the beats, for people to see.
+	// Guard, when set, says how many instances there are and which are paused: it travels in the beats, for people to see.
 	Guard *Guard
 	// Process is the node's guard process, which is told of every acknowledged beat; nil: there is none.
 	Process *guard.Client
@@ -197,11 +197,14 @@ func (h *LeaseHolder) HoldLease(ctx context.Context, input workspace.LeaseInput)
 }
 
 func (h *LeaseHolder) details(epoch uint64, sent moment) workspace.LeaseBeat {
-	paused := h.Guard.Paused()
+	instances, paused := h.Guard.Load()
 	guarded, pauseAfter := h.Process.Guarded()
-	return workspace.LeaseBeat{
-		Epoch: epoch, Sent: sent.wall, Paused: paused[:min(len(paused), workspace.MaxPaused)], Guarded: guarded, PauseAfter: pauseAfter,
+	beat := workspace.LeaseBeat{Epoch: epoch, Sent: sent.wall, Instances: instances, Guarded: guarded, PauseAfter: pauseAfter}
+	if len(paused) > 0 {
+		told := workspace.SummarizePaused(paused, *instances)
+		beat.Pauses = &told
 	}
+	return beat
 }
 
 func (h *LeaseHolder) result(released bool) workspace.LeaseResult {

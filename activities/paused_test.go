@@ -3,13 +3,16 @@ package activities
 import (
 	"bytes"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"holdfast/dataport"
 	"holdfast/engine"
+	"holdfast/keys"
 	"holdfast/storage"
 	"holdfast/workspace"
 )
@@ -106,20 +109,36 @@ func TestPausedInstanceSaysWhy(t *testing.T) {
 	require.Equal(t, engine.StatusExited, r.engine.status(name))
 }
 
-// What is paused travels in the lease's beats.
-func TestBeatsNameWhatIsPaused(t *testing.T) {
+// How many instances there are, and what is paused and why, travels in the lease's beats: 50 of them, encrypted, in less than 1 KiB.
+func TestBeatsSayWhatIsPaused(t *testing.T) {
 	h := &LeaseHolder{}
-	require.Empty(t, h.details(1, moment{}).Paused)
-	h.Guard = &Guard{Lease: &Lease{}, known: map[string]*guarded{}}
-	for i := range workspace.MaxPaused + 9 {
-		name := workspace.InstanceName(id, uint64(i))
-		h.Guard.known[name] = &guarded{name: name, workspace: id, token: uint64(i), paused: i > 0}
+	require.Nil(t, h.details(1, moment{}).Instances)
+	h.Guard = &Guard{Lease: &Lease{}}
+	require.Nil(t, h.details(1, moment{}).Instances, "it has not looked yet")
+	h.Guard.known = map[string]*guarded{}
+	require.Equal(t, workspace.LeaseBeat{Epoch: 1, Instances: new(int)}, h.details(1, moment{}))
+	for i := range 51 {
+		of := strings.Repeat(string(rune('a'+i%26)), 26)
+		name := workspace.InstanceName(of, uint64(i+1))
+		h.Guard.known[name] = &guarded{name: name, workspace: of, token: uint64(i + 1), paused: i > 0}
+		if i%2 == 1 {
+			h.Guard.known[name].replaced = uint64(i + 2)
+		}
 	}
-	beat := h.details(7, moment{})
+	beat := h.details(7, h.Guard.Lease.now())
 	require.Equal(t, uint64(7), beat.Epoch)
-	require.Len(t, beat.Paused, workspace.MaxPaused)
-	for _, paused := range beat.Paused {
-		require.NotZero(t, paused.Token, "that one runs")
-		require.Contains(t, paused.Why, "no lease")
+	require.Equal(t, 51, *beat.Instances)
+	require.Equal(t, 50, beat.Pauses.Count)
+	for name, known := range h.Guard.known {
+		said, found := beat.Pauses.Of(name)
+		require.Equal(t, known.paused, found, "one runs")
+		if found {
+			require.Equal(t, h.Guard.Why(name), said.Why)
+		}
 	}
+	codec, err := keys.NewCodec(keys.NewCodecKey())
+	require.NoError(t, err)
+	details, err := keys.DataConverter(codec).ToPayloads(beat)
+	require.NoError(t, err)
+	require.Less(t, proto.Size(details), 1024)
 }

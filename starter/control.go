@@ -34,8 +34,8 @@ type control interface {
 	Workspaces(ctx context.Context) ([]listedWorkspace, error)
 	Nodes(ctx context.Context) ([]listedNode, error)
 	Node(ctx context.Context, name string) (workspace.NodeState, error)
-	// Paused is what a node has paused, as far as it is known.
-	Paused(ctx context.Context, node string) ([]workspace.PausedInstance, error)
+	// Beat is what a node's agent last said with its lease; nil for a node without one.
+	Beat(ctx context.Context, node string) (*workspace.LeaseBeat, error)
 	// OrderNode says something of a node.
 	OrderNode(ctx context.Context, name, requestID string, order workspace.NodeOrder) (workspace.NodeState, error)
 	Access(ctx context.Context, input workspace.AccessInput) (workspace.AccessResult, error)
@@ -79,6 +79,7 @@ type listedNode struct {
 	Version string    `json:"version,omitempty"`
 	Reason  string    `json:"reason,omitempty"`
 	Stale   bool      `json:"stale,omitempty"`
+	nodeLoad
 }
 
 const (
@@ -367,6 +368,12 @@ func (t *temporalControl) Nodes(ctx context.Context) ([]listedNode, error) {
 			}
 			lines[i] = listedNode{Name: lines[i].Name, Phase: string(state.Phase), Since: state.Since, Epoch: state.Epoch,
 				Engine: state.Info.Engine, Address: state.Info.Address, Version: state.Info.Version, Reason: nodeReason(state, time.Now())}
+			if state.Phase == workspace.NodeReady {
+				// For display only: what cannot be had is left out.
+				if beat, err := t.Beat(groupCtx, lines[i].Name); err == nil {
+					lines[i].nodeLoad = loadOf(beat)
+				}
+			}
 			return nil
 		})
 	}

@@ -44,7 +44,7 @@ type fakeControl struct {
 	workspaces []listedWorkspace
 	nodes      []listedNode
 	nodeStates []workspace.NodeState
-	paused     map[string][]workspace.PausedInstance // by node
+	beats      map[string]*workspace.LeaseBeat // by node
 	access     []workspace.AccessInput
 	grants     workspace.AccessResult
 	snapshots  workspace.SnapshotsResult
@@ -100,8 +100,8 @@ func (f *fakeControl) Node(_ context.Context, name string) (workspace.NodeState,
 	}
 	return workspace.NodeState{}, explainNode(name, serviceerror.NewNotFound("no such workflow"))
 }
-func (f *fakeControl) Paused(_ context.Context, node string) ([]workspace.PausedInstance, error) {
-	return f.paused[node], nil
+func (f *fakeControl) Beat(_ context.Context, node string) (*workspace.LeaseBeat, error) {
+	return f.beats[node], nil
 }
 func (f *fakeControl) OrderNode(ctx context.Context, name, _ string, order workspace.NodeOrder) (workspace.NodeState, error) {
 	f.updates = append(f.updates, order)

@@ -57,15 +57,20 @@ func (p *program) showNode(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		paused, err := control.Paused(ctx, name)
+		beat, err := control.Beat(ctx, name)
+		if err != nil {
+			return err
+		}
+		paused, unnamed, err := pausedNames(ctx, control, beat)
 		if err != nil {
 			return err
 		}
 		if asJSON {
-			return printJSON(p.stdout, shownNode{NodeState: state, Paused: paused})
+			return printJSON(p.stdout, shownNode{NodeState: state, nodeLoad: loadOf(beat), Paused: paused})
 		}
 		renderNode(p.stdout, state, p.now(), p.colours)
-		renderPaused(p.stdout, paused)
+		writeField(p.stdout, "instances", loadOf(beat).words())
+		renderPaused(p.stdout, paused, unnamed)
 		return nil
 	})
 }
@@ -73,6 +78,7 @@ func (p *program) showNode(c *cli.Context) error {
 // shownNode is what `holdfast node show -o json` prints.
 type shownNode struct {
 	workspace.NodeState
+	nodeLoad
 	Paused []workspace.PausedInstance `json:"paused,omitempty"`
 }
 

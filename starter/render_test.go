@@ -136,9 +136,10 @@ func TestRendering(t *testing.T) {
 		}
 		renderState(&out, state, testNow, false)
 	}))
+	instances := 12
 	golden(t, "nodes", rendered(func() {
 		renderNodes(&out, []listedNode{
-			{Name: "node-1", Phase: "Ready", Since: testNow.Add(-time.Hour), Engine: "docker", Address: "127.0.0.1:40001"},
+			{Name: "node-1", Phase: "Ready", Since: testNow.Add(-time.Hour), Engine: "docker", Address: "127.0.0.1:40001", nodeLoad: nodeLoad{Instances: &instances, PausedCount: 3}},
 			{Name: "node-2", Phase: "Suspect", Since: testNow.Add(-12 * time.Second), Engine: "process", Address: "127.0.0.1:40002", Reason: "the lease timed out and has been offered again"},
 			{Name: "node-3", Stale: true},
 		}, testNow)

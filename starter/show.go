@@ -391,10 +391,10 @@ func renderNodes(w io.Writer, lines []listedNode, now time.Time) {
 		if line.Stale {
 			phase += "?"
 		}
-		rows = append(rows, []string{line.Name, phase, age(line.Since, now), orDash(line.Engine), orDash(line.Address), orDash(line.Reason)})
+		rows = append(rows, []string{line.Name, phase, age(line.Since, now), orDash(line.words()), orDash(line.Engine), orDash(line.Address), orDash(line.Reason)})
 	}
 	renderTable(w, []column{
-		{name: "node", flexible: true, least: 12}, {name: "state"}, {name: "since", right: true}, {name: "engine"}, {name: "data port"},
+		{name: "node", flexible: true, least: 12}, {name: "state"}, {name: "since", right: true}, {name: "runs", right: true}, {name: "engine"}, {name: "data port"},
 		{name: "reason", flexible: true, least: 12},
 	}, rows)
 }

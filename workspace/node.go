@@ -164,30 +164,19 @@ type LeaseInput struct {
 	VerifyKey []byte `json:"verify_key"`
 }
 
-// LeaseBeat travels in the lease's heartbeats.
+// LeaseBeat travels in the lease's heartbeats. It stays below 1 KiB.
 type LeaseBeat struct {
-	Epoch     uint64    `json:"epoch"`
-	Sent      time.Time `json:"sent"`
-	Instances int       `json:"instances"`
-	// Paused are the instances on the node that are paused, at most MaxPaused. For display only.
-	Paused []PausedInstance `json:"paused,omitempty"`
+	Epoch uint64    `json:"epoch"`
+	Sent  time.Time `json:"sent"`
+	// Instances is how many instances run or are paused on the node, as its guard last saw, at most 30 s before; nil when it has not looked
+	// yet. Placement does not use it: who is on a node is for the catalog to say, and whether there is room for the node.
+	Instances *int `json:"instances,omitempty"`
+	// Pauses are those of them that are paused; nil when none is. For display only.
+	Pauses *Paused `json:"pauses,omitempty"`
 	// Guarded says that the node's guard process answered just before this beat was sent, and PauseAfter what it has been told.
 	Guarded    bool          `json:"guarded,omitempty"`
 	PauseAfter time.Duration `json:"pause_after,omitempty"`
 }
-
-// PausedInstance is an instance that its node has paused (docs/decisions/0016-fence-pauses.md).
-type PausedInstance struct {
-	WorkspaceID string `json:"workspace_id"`
-	Name        string `json:"name,omitempty"` // the workspace's, when the node knows it
-	Token       uint64 `json:"token"`
-	// Replaced is the token of the instance that has taken its place; 0 when none is known.
-	Replaced uint64 `json:"replaced,omitempty"`
-	Why      string `json:"why"` // in words
-}
-
-// MaxPaused bounds how many paused instances a beat names.
-const MaxPaused = 50
 
 // LeaseResult says how a lease ended when it was not lost.
 type LeaseResult struct {

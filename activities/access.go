@@ -246,7 +246,7 @@ func (c *Control) listSnapshots(ctx context.Context, input workspace.SnapshotsIn
 			return timed[line.Snapshot] && !line.Head
 		})
 	}
-	result.Snapshots = append(uncommitted(stored, known, state.ID), result.Snapshots...)
+	result.Snapshots = interleave(result.Snapshots, uncommitted(stored, known, state.ID))
 	if extra := len(result.Snapshots) - mostSnapshots; extra > 0 {
 		result.Snapshots = result.Snapshots[extra:]
 		result.Notes = append(result.Notes, fmt.Sprintf("%d older snapshots are not shown", extra))
@@ -279,6 +279,19 @@ func (c *Control) stored(ctx context.Context, id string) (infos []snapshot.Info,
 	}
 	defer repository.Close()
 	return repository.SnapshotsSeen(ctx)
+}
+
+// interleave puts what no commit names where its time is among the commits, whose own order is the catalog's and not that of clocks.
+func interleave(commits, others []workspace.SnapshotLine) []workspace.SnapshotLine {
+	slices.SortStableFunc(others, func(a, b workspace.SnapshotLine) int { return a.Time.Compare(b.Time) })
+	merged := make([]workspace.SnapshotLine, 0, len(commits)+len(others))
+	for _, commit := range commits {
+		for len(others) > 0 && others[0].Time.Before(commit.Time) {
+			merged, others = append(merged, others[0]), others[1:]
+		}
+		merged = append(merged, commit)
+	}
+	return append(merged, others...)
 }
 
 // uncommitted are the snapshots that no commit names: recovered ones, those of stock restic, and those whose commit was

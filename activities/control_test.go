@@ -287,6 +287,20 @@ func TestAccess(t *testing.T) {
 	transient(t, err)
 }
 
+// TestSnapshotsAreInOrder is that what no commit names is where its time is, and that commits are in the catalog's order whatever clocks said.
+func TestSnapshotsAreInOrder(t *testing.T) {
+	at := func(name string, minute int) workspace.SnapshotLine {
+		return workspace.SnapshotLine{Snapshot: name, Time: time.Date(2026, 1, 25, 12, minute, 0, 0, time.UTC)}
+	}
+	commits := []workspace.SnapshotLine{at("first", 10), at("by a clock that is behind", 5), at("third", 30)}
+	var got []string
+	for _, line := range interleave(commits, []workspace.SnapshotLine{at("last", 40), at("between", 20), at("before", 1)}) {
+		got = append(got, line.Snapshot)
+	}
+	require.Equal(t, []string{"before", "first", "by a clock that is behind", "between", "third", "last"}, got)
+	require.Equal(t, commits, interleave(commits, nil))
+}
+
 func TestListSnapshots(t *testing.T) {
 	r := newRig(t, storage.PolicyAny)
 	f := r.fleet(nil)
@@ -316,10 +330,10 @@ func TestListSnapshots(t *testing.T) {
 	}
 	// invariant 3: what no commit names is never the head.
 	require.Equal(t, map[string]string{input.Snapshot: "final", uncommitted.Backup.Snapshot: "uncommitted", recovered.Snapshot: "recovered"}, kinds)
-	require.True(t, found[2].Head)
-	require.Equal(t, input.Snapshot, found[2].Snapshot)
-	require.Len(t, found[2].Providers, 2)
-	require.False(t, found[0].Head || found[1].Head)
+	require.True(t, found[0].Head)
+	require.Equal(t, []string{input.Snapshot, uncommitted.Backup.Snapshot, recovered.Snapshot}, []string{found[0].Snapshot, found[1].Snapshot, found[2].Snapshot})
+	require.Len(t, found[0].Providers, 2)
+	require.False(t, found[1].Head || found[2].Head)
 
 	away(r.stores[1])
 	result := list()

@@ -90,12 +90,15 @@ func renderReport(w io.Writer, report lossReport, now time.Time, colours bool) {
 
 func renderAffected(w io.Writer, all []workspace.Affected, colours bool) {
 	rows := make([][]string, 0, len(all))
-	settled, nothing, saving := 0, 0, 0
+	settled, nothing, saving, saved := 0, 0, 0, 0
 	var most time.Duration
 	for _, one := range all {
-		rows = append(rows, []string{one.Name, paint(string(one.State), colours), orDash(one.Node), lostWork(one), orDash(one.Owner)})
+		rows = append(rows, []string{one.Name, paint(string(one.State), colours), orDash(one.Node), lostWork(one), orDash(workspace.Short(one.Recovered)), orDash(one.Owner)})
 		if one.Saving {
 			saving++
+		}
+		if one.Recovered != "" {
+			saved++
 		}
 		if !one.Settled {
 			continue
@@ -110,7 +113,7 @@ func renderAffected(w io.Writer, all []workspace.Affected, colours bool) {
 	fmt.Fprintln(w)
 	renderTable(w, []column{
 		{name: "workspace", flexible: true, least: 16}, {name: "state"}, {name: "node", flexible: true, least: 8},
-		{name: "lost"}, {name: "owner", flexible: true, least: 8},
+		{name: "lost"}, {name: "saved as"}, {name: "owner", flexible: true, least: 8},
 	}, rows)
 	fmt.Fprintln(w)
 	for _, one := range all {
@@ -129,6 +132,9 @@ func renderAffected(w io.Writer, all []workspace.Affected, colours bool) {
 		summary += fmt.Sprintf("; %d did not yet", waiting)
 	}
 	fmt.Fprintln(w, wrapText(summary+".", 2))
+	if saved > 0 {
+		fmt.Fprintln(w, wrapText("Saved is all that the node still had when it was back: `holdfast download NAME --snapshot SNAPSHOT`, or `holdfast restore NAME --snapshot SNAPSHOT`.", 2))
+	}
 	if saving > 0 {
 		fmt.Fprintln(w, wrapText(fmt.Sprintf("What only the node has of %s is offered as a snapshot once it is back: `holdfast snapshots NAME`.", plural(saving, "workspace")), 2))
 	}

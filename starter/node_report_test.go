@@ -20,6 +20,7 @@ func TestNodeReport(t *testing.T) {
 		{Name: "atlas", Phase: workspace.Running, Owner: "ada", Instance: &workspace.Instance{Token: 2, Node: "node-2"}, Left: []workspace.Kept{{Node: "node-1", Token: 1}},
 			Recovery: &workspace.Recovery{From: "node-1", To: "node-2", Snapshot: "aaaa", LostAt: lost, LostWork: 19 * time.Second}},
 		{Name: "borealis", Phase: workspace.Running, Instance: &workspace.Instance{Token: 2, Node: "node-3"},
+			Salvaged: []workspace.Salvaged{{Node: "node-1", Token: 1, Snapshot: "cccccccccccccccc", Saved: testNow}},
 			Recovery: &workspace.Recovery{From: "node-1", To: "node-3", Snapshot: "bbbb", LostAt: lost}},
 		{Name: "cygnus", Phase: workspace.Recovering, Reason: "node node-1 is lost; it is waited for", Head: head, Instance: &workspace.Instance{Token: 1, Node: "node-1"},
 			Loss: &workspace.Loss{Node: "node-1", At: lost}},
@@ -34,9 +35,10 @@ func TestNodeReport(t *testing.T) {
 	text := strings.Join(strings.Fields(r.stdout), " ")
 	for _, part := range []string{
 		"Node node-1 is lost since 2026-01-25 11:59:00 UTC (60 s ago).",
-		"atlas Running node-2 at most 19 s ada", "borealis Running node-3 nothing -", "cygnus Recovering node-1 would lose 90 s -", "eridanus Recovering node-1 waits for it -",
+		"atlas Running node-2 at most 19 s - ada", "borealis Running node-3 nothing cccccccc -", "cygnus Recovering node-1 would lose 90 s - -", "eridanus Recovering node-1 waits for it - -",
 		"cygnus: node node-1 is lost; it is waited for", "eridanus: there is no snapshot", "fornax did not answer: it may be touched, too",
 		"4 workspaces: 2 went on without it, of which 1 lost nothing, and none lost more than the last 19 s of work; 2 did not yet.",
+		"Saved is all that the node still had when it was back",
 		"What only the node has of 1 workspace is offered as a snapshot once it is back",
 	} {
 		wantIn(t, "the report", text, part)

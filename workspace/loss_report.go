@@ -16,6 +16,8 @@ type Affected struct {
 	// LostWorkSeconds bounds the work that is lost: 0 is nothing. It is nil when there is no snapshot to go on from: everything
 	// waits for the node.
 	LostWorkSeconds *float64 `json:"lost_work_seconds,omitempty"`
+	// Recovered is the snapshot of what the node still had when it was back; empty before that, and when that was in the snapshots already.
+	Recovered string `json:"recovered,omitempty"`
 	// Saving is set while the node has content that was gone on without, which is offered as a recovered snapshot when the node is back.
 	Saving bool   `json:"saving,omitempty"`
 	What   string `json:"what"` // what is being done, or was
@@ -50,6 +52,11 @@ func AffectedBy(state State, node string) *Affected {
 		affected.Settled, affected.LostAt, affected.What = true, recovery.LostAt, recovery.Words()
 		work := recovery.LostWork.Seconds()
 		affected.LostWorkSeconds = &work
+		for _, salvaged := range state.Salvaged {
+			if salvaged.Node == node && salvaged.Saved.After(recovery.LostAt) {
+				affected.Recovered = salvaged.Snapshot
+			}
+		}
 	default:
 		return nil
 	}

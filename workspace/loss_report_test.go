@@ -32,6 +32,16 @@ func TestAffectedBy(t *testing.T) {
 			s.Left = []Kept{{Node: "node-1", Token: 3}}
 			s.Recovery = &Recovery{From: "node-1", To: "node-2", Token: 4, Snapshot: "aaaa", LostAt: lost, LostWork: 40 * time.Second}
 		}, &Affected{Node: "node-2", LostAt: lost, Settled: true, LostWorkSeconds: seconds(40), Saving: true, What: "node node-1 was lost; it runs on node node-2, from snapshot aaaa: at most the last 40 s of work before the loss are not in it"}},
+		"it went on, and the rest was saved": {func(s *State) {
+			s.Loss, s.Phase = nil, Running
+			s.Instance = &Instance{Token: 5, Node: "node-2"}
+			s.Salvaged = []Salvaged{
+				{Node: "node-1", Token: 2, Snapshot: "earlier", Saved: lost.Add(-time.Hour)},
+				{Node: "node-1", Token: 4, Snapshot: "rest", Saved: lost.Add(time.Minute)},
+				{Node: "node-2", Token: 3, Snapshot: "another", Saved: lost.Add(time.Hour)},
+			}
+			s.Recovery = &Recovery{From: "node-1", To: "node-2", Token: 5, Snapshot: "aaaa", LostAt: lost, LostWork: time.Second}
+		}, &Affected{Node: "node-2", LostAt: lost, Settled: true, LostWorkSeconds: seconds(1), Recovered: "rest", What: "node node-1 was lost; it runs on node node-2, from snapshot aaaa: at most the last 1 s of work before the loss are not in it"}},
 		"it went on after the loss of another, and has something there": {func(s *State) {
 			s.Loss, s.Left = nil, []Kept{{Node: "node-1", Token: 1}}
 			s.Recovery = &Recovery{From: "node-2", LostAt: lost}

@@ -35,6 +35,8 @@ type setResult struct {
 	costs map[string]map[string][]cost
 	// sizes are of the repositories after the first backup.
 	sizes map[string]int64
+	// derivations are the costs of opening a repository, all that there were.
+	derivations map[string][]string
 }
 
 func newBench(ctx context.Context, s settings, log io.Writer) (*bench, error) {
@@ -161,7 +163,7 @@ func (b *bench) measureSet(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("reading the data set %s: %w", name, err)
 	}
-	result := setResult{name: name, extent: size, costs: map[string]map[string][]cost{}, sizes: map[string]int64{}}
+	result := setResult{name: name, extent: size, costs: map[string]map[string][]cost{}, sizes: map[string]int64{}, derivations: map[string][]string{}}
 	for number := range b.rounds {
 		r := &round{b: b, result: &result, source: source, number: number, places: map[*tool]place{}}
 		if err := r.run(ctx); err != nil {

@@ -68,6 +68,7 @@ func TestWholeRun(t *testing.T) {
 	}
 	require.Equal(t, 2*len(setNames), strings.Count(out.String(), "| Holdfast, resident |"))
 	require.Contains(t, out.String(), "restores were compared")
+	require.Equal(t, len(setNames), strings.Count(out.String(), "| 1.000 | scrypt 1024, 8, 1 |"), "what opening ours costs, in tests")
 	require.NotContains(t, out.String(), "NaN")
 	require.NotContains(t, out.String(), "Inf")
 	if restic != "" {
@@ -260,6 +261,23 @@ func TestSetsAreTheSameEachTime(t *testing.T) {
 		require.NotEmpty(t, sets[0])
 		require.Equal(t, sets[0], sets[1])
 	}
+}
+
+// TestDerivation reads what opening a repository costs from a key file as restic writes it.
+func TestDerivation(t *testing.T) {
+	dir := t.TempDir()
+	got, err := derivation(dir)
+	require.NoError(t, err)
+	require.Empty(t, got, "another format")
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "keys"), 0o700))
+	key := filepath.Join(dir, "keys", "0af1")
+	require.NoError(t, os.WriteFile(key, []byte(`{"created":"2026-12-01T02:28:05Z","kdf":"scrypt","N":32768,"r":8,"p":6,"salt":"","data":""}`), 0o600))
+	got, err = derivation(dir)
+	require.NoError(t, err)
+	require.Equal(t, "scrypt 32768, 8, 6", got)
+	require.NoError(t, os.WriteFile(key, []byte("{"), 0o600))
+	_, err = derivation(dir)
+	require.Error(t, err)
 }
 
 func TestMedians(t *testing.T) {

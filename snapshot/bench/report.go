@@ -62,10 +62,11 @@ func (b *bench) reportSet(w io.Writer, result *setResult) {
 			b.reportRow(w, "", t.name+", as a command", costs[t.name], resident)
 		}
 	}
-	fmt.Fprintln(w, "\n| repository after the first backup | MB | ratio |\n|---|---:|---:|")
+	fmt.Fprintln(w, "\n| repository after the first backup | MB | ratio | key derivation (N, r, p) |\n|---|---:|---:|---|")
 	own := result.sizes[holdfastName]
 	for _, t := range b.tools {
-		fmt.Fprintf(w, "| %s | %s | %.3f |\n", t.name, megabytes(result.sizes[t.name]), float64(result.sizes[t.name])/float64(own))
+		fmt.Fprintf(w, "| %s | %s | %.3f | %s |\n", t.name, megabytes(result.sizes[t.name]), float64(result.sizes[t.name])/float64(own),
+			strings.Join(result.derivations[t.name], "; "))
 	}
 }
 

@@ -42,6 +42,13 @@ func (r *round) run(ctx context.Context) (err error) {
 		if r.result.sizes[t.name], err = sizeOf(p.repository); err != nil {
 			return err
 		}
+		cost, err := derivation(p.repository)
+		if err != nil {
+			return err
+		}
+		if all := r.result.derivations[t.name]; cost != "" && !slices.Contains(all, cost) {
+			r.result.derivations[t.name] = append(all, cost)
+		}
 	}
 	for _, step := range []struct {
 		name string

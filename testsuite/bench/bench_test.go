@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"holdfast/devstack/devtest"
+	"holdfast/engine/detect"
 )
 
 func TestMedian(t *testing.T) {
@@ -42,4 +43,31 @@ func TestSmallRun(t *testing.T) {
 	require.Contains(t, out.String(), "| 2 at once on two nodes, until the last runs | 1 |")
 	require.Contains(t, out.String(), "| from the order until the last runs elsewhere | 1 |")
 	require.NotContains(t, out.String(), "| 0.00 |")
+}
+
+// TestSmallPartition cuts a node off for real: what was replaced is seen to be paused, and soon.
+func TestSmallPartition(t *testing.T) {
+	t.Parallel()
+	devtest.Binary(t)
+	var out, progress bytes.Buffer
+	err := run(t.Context(), []string{"--measure", "partition", "--workspaces", "2", "--rounds", "1"}, &out, &progress)
+	require.NoError(t, err, "%s", progress.String())
+	require.Contains(t, out.String(), "| two instances of a workspace at work | 2 |")
+	require.Regexp(t, `at work twice at any time: [0-2] of 2`, out.String())
+}
+
+func TestSmallDockerStart(t *testing.T) {
+	t.Parallel()
+	devtest.Binary(t)
+	opened, err := detect.Open(t.Context(), detect.Docker, detect.Options{})
+	if err != nil {
+		devtest.Missing(t, "docker", err)
+	}
+	require.NoError(t, opened.Close())
+	var out, progress bytes.Buffer
+	err = run(t.Context(), []string{"--measure", "start-docker", "--workspaces", "2", "--rounds", "1", "--starts", "1"}, &out, &progress)
+	require.NoError(t, err, "%s", progress.String())
+	require.Contains(t, out.String(), "with the docker engine")
+	require.Contains(t, out.String(), "| StartInstance | 1 |")
+	require.Contains(t, out.String(), "| 2 at once by the engine alone | 1 |")
 }

@@ -20,6 +20,8 @@ import (
 	"go.temporal.io/sdk/temporal"
 
 	"holdfast/devstack"
+	"holdfast/engine"
+	"holdfast/engine/detect"
 	"holdfast/engine/process"
 	"holdfast/testsuite/link"
 	"holdfast/workspace"
@@ -32,16 +34,27 @@ const patience = 10 * time.Minute
 type cluster struct {
 	*devstack.Stack
 	b       *bench
+	kind    string // of the engine
 	links   map[string]*link.Link
 	linkErr error
 }
 
-// bringUp starts a new stack with so many nodes.
+// bringUp starts a new stack with so many nodes of the process engine.
 func (b *bench) bringUp(ctx context.Context, nodes int) (*cluster, error) {
+	var names []string
+	for i := range nodes {
+		names = append(names, fmt.Sprintf("node-%d", i+1))
+	}
+	return b.bringUpNamed(ctx, detect.Process, names)
+}
+
+// bringUpNamed starts a new stack of one kind of engine. A Docker engine is that of the machine and of all who use it: what is a node's in it is
+// known by the node's name, which must be nobody else's.
+func (b *bench) bringUpNamed(ctx context.Context, kind string, nodes []string) (*cluster, error) {
 	b.stacks++
-	c := &cluster{b: b, links: map[string]*link.Link{}}
+	c := &cluster{b: b, kind: kind, links: map[string]*link.Link{}}
 	options := devstack.StackOptions{
-		Binary: b.binary, DataDir: filepath.Join(b.dir, fmt.Sprintf("stack-%d", b.stacks)), Policy: "any", Engine: "process", NoRestart: true,
+		Binary: b.binary, DataDir: filepath.Join(b.dir, fmt.Sprintf("stack-%d", b.stacks)), Policy: "any", Engine: kind, NoRestart: true, Nodes: nodes,
 		Temporal: devstack.TemporalOptions{Binary: b.temporal, Headless: true},
 		Roles:    devstack.ProductRoles(), NoMetrics: true,
 	}
@@ -50,9 +63,6 @@ func (b *bench) bringUp(ctx context.Context, nodes int) (*cluster, error) {
 		command := role(file, node, dir)
 		command.Env = []string{"TEMPORAL_ADDRESS=" + c.through(node, file.TemporalAddress)}
 		return command
-	}
-	for i := range nodes {
-		options.Nodes = append(options.Nodes, fmt.Sprintf("node-%d", i+1))
 	}
 	stack, err := devstack.StartStack(ctx, options)
 	if err != nil {
@@ -98,15 +108,25 @@ func (c *cluster) end(ctx context.Context) error {
 	return errors.Join(err, os.RemoveAll(filepath.Dir(c.LogDir())))
 }
 
+// engine opens a node's engine, as its agent has it.
+func (c *cluster) engine(ctx context.Context, node string) (engine.Engine, error) {
+	return c.b.open(ctx, c.kind, filepath.Join(c.NodeDir(node), "engine"))
+}
+
+// open opens an engine of a kind; dir is where one of processes keeps what it runs.
+func (b *bench) open(ctx context.Context, kind, dir string) (engine.Engine, error) {
+	return detect.Open(ctx, kind, detect.Options{
+		Process: process.Options{Root: dir, Supervisor: []string{b.binary, "engine-supervise"}}, Logger: slog.New(slog.DiscardHandler),
+	})
+}
+
 // endInstances stops and removes all that a node runs; its agent is not asked.
 func (c *cluster) endInstances(ctx context.Context, node string) error {
-	containers, err := process.New(process.Options{
-		Root: filepath.Join(c.NodeDir(node), "engine"), Supervisor: []string{c.b.binary, "engine-supervise"}, Logger: slog.New(slog.DiscardHandler),
-	})
+	containers, err := c.engine(ctx, node)
 	if err != nil {
 		return err
 	}
-	instances, err := containers.List(ctx, nil)
+	instances, err := containers.List(ctx, map[string]string{engine.LabelNode: node})
 	for _, instance := range instances {
 		err = errors.Join(err, containers.Stop(ctx, instance.ID, 0), containers.Remove(ctx, instance.ID))
 	}

@@ -1,5 +1,5 @@
 // Command bench measures what Holdfast does when nodes die, on one machine and with real parts: Temporal, two stores, a
-// control worker, and agents with the process engine, all children of it.
+// control worker, and agents with the process engine (or, for start-docker, the machine's Docker), all children of it.
 //
 //	go run ./testsuite/bench
 //	go run ./testsuite/bench --measure loss --rounds 1 --snapshot-every 1m
@@ -45,7 +45,9 @@ var measures = []struct {
 	run  func(*bench, context.Context) error
 }{
 	{"start", (*bench).start},
+	{"start-docker", (*bench).startDocker},
 	{"detect", (*bench).detect},
+	{"partition", (*bench).partition},
 	{"loss", (*bench).loss},
 	{"freeze", (*bench).freeze},
 	{"drain", (*bench).drain},
@@ -75,7 +77,7 @@ func parse(arguments []string, out io.Writer) (settings, error) {
 		fmt.Fprint(out, "usage: bench [flags]\n\nMeasures starts, losses of nodes, a frozen Temporal and drains, and prints Markdown.\n\n")
 		flags.PrintDefaults()
 	}
-	measure := flags.String("measure", strings.Join(all, ","), "what to measure")
+	measure := flags.String("measure", strings.Join(all, ","), "what to measure; start-docker needs a Docker engine")
 	flags.IntVar(&s.workspaces, "workspaces", 50, "how many are started at once, lost with their node, drained: 1 to 500")
 	flags.IntVar(&s.rounds, "rounds", 3, "how often a loss and a drain of so many are measured")
 	flags.IntVar(&s.starts, "starts", 20, "how often the start of a single workspace is measured")

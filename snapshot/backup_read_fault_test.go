@@ -66,6 +66,7 @@ func (e *earlierBackup) clone(t *testing.T) (memories []*storagetest.Memory) {
 // every way, at the first provider, the second, or both. With one good copy the backup is as good as any, and the
 // fallback counted; with none it either fails with the cause, or does without the object.
 func TestBackupWhenReadingFails(t *testing.T) {
+	t.Parallel()
 	earlier := makeEarlierBackup(t)
 	for _, kind := range objectKinds {
 		for _, way := range faultWays {

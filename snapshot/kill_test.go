@@ -165,6 +165,7 @@ func killedSource(t *testing.T, random *rand.Rand) (dir string, now, before map[
 // state file. What a kill costs is at most the packs that were on their way (MaxInFlight); whatever had been stored is used,
 // so that no blob is ever stored a second time; and the snapshot is whole, byte for byte (A2, A3).
 func TestKilledBackupsResume(t *testing.T) {
+	t.Parallel()
 	rounds := 10
 	if os.Getenv("HOLDFAST_CAMPAIGN") != "" {
 		rounds = 100

@@ -28,6 +28,7 @@ func onlyBehind(t testing.TB, providers ...storage.Provider) {
 // TestPruneInterrupted stops a prune at every single request, in several ways, on one provider or of two: every snapshot
 // can be read, every provider by itself is sound, and the next prune ends the work.
 func TestPruneInterrupted(t *testing.T) {
+	t.Parallel()
 	s := makeScene(t, 7)
 	kinds := map[string]faulty.Rule{
 		"cut":              {},                                  // nothing works from there on

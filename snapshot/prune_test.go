@@ -215,6 +215,7 @@ func TestPruneByTheProvidersClock(t *testing.T) {
 // is changed, or whatever could be read before can be read after. What a snapshot needs and is not whole in the
 // listings always stops it.
 func TestPruneNeverMakesAnythingWorse(t *testing.T) {
+	t.Parallel()
 	s := makeScene(t, 5)
 	damages := map[string]func(data []byte) []byte{
 		"absent": nil, "cut": func(data []byte) []byte { return data[:len(data)-1] }, "flipped": func(data []byte) []byte { return flip(data, len(data)/3) },
@@ -407,6 +408,7 @@ func TestPruneRefuses(t *testing.T) {
 // TestPruneRandomHistories: after any sequence of backups, forgets, prunes and rebuilt indexes every snapshot that was
 // not forgotten is what it was.
 func TestPruneRandomHistories(t *testing.T) {
+	t.Parallel()
 	rounds := 4
 	if os.Getenv("HOLDFAST_CAMPAIGN") != "" {
 		rounds = 100

@@ -188,6 +188,7 @@ func TestRebuildIndexSeesWhatChanged(t *testing.T) {
 
 // TestRebuildIndexInterrupted stops it at every single request.
 func TestRebuildIndexInterrupted(t *testing.T) {
+	t.Parallel()
 	s := makeScene(t, 33)
 	for name, kind := range map[string]faulty.Rule{"cut": {}, "lies": {Times: 1, Kind: faulty.NotStored}, "wrong": {Times: 1, Kind: faulty.WrongBytes}} {
 		t.Run(name, func(t *testing.T) {

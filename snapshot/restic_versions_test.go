@@ -22,9 +22,10 @@ type resticVersion struct {
 }
 
 // eachRestic runs a test with the restic that the machine has, and with the newest release, which tools/restic pins, side by
-// side: restic's commands wait more than they work. Each is skipped, or fails, by itself where it cannot be had.
+// side, and beside other tests: restic's commands wait more than they work. Each is skipped, or fails, by itself where it cannot be had.
 func eachRestic(t *testing.T, test func(t *testing.T, restic resticVersion)) {
 	t.Helper()
+	t.Parallel()
 	t.Run("installed", func(t *testing.T) {
 		t.Parallel()
 		test(t, describeRestic(t, requireCommand(t, "restic")))

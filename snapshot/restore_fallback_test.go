@@ -18,6 +18,7 @@ import (
 // second, or both. With one good copy left the restore succeeds, byte for byte; with none it fails, says so by kind, and
 // there is no target. A failed download is never a success.
 func TestRestoreFallsBackObjectByObject(t *testing.T) {
+	t.Parallel()
 	source := []*storagetest.Memory{storagetest.NewMemory(), storagetest.NewMemory()}
 	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, source[0], source[1]))
 	id := c.snapshot(c.someTree())
@@ -159,6 +160,7 @@ func TestRestoreOfWhatWasNeverStored(t *testing.T) {
 // The same incident for listings, which say what there is to read. One provider that cannot be listed, or leaves out the
 // half of it, costs nothing; when both cannot be, that is said, and never that there is nothing.
 func TestRestoreWhenListingFails(t *testing.T) {
+	t.Parallel()
 	source := []*storagetest.Memory{storagetest.NewMemory(), storagetest.NewMemory()}
 	c := newCrafter(t, newTestRepository(t, storage.PolicyAll, source[0], source[1]))
 	id := c.snapshot(c.someTree())

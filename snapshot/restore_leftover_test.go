@@ -17,6 +17,7 @@ import (
 // Whatever has become of the unfinished directory, the next restore makes exactly the snapshot of it: only what has the
 // right hash stays, nothing that was planted does, and nothing outside is touched. invariant 5
 func TestRestoreBelievesNothingLeftOver(t *testing.T) {
+	t.Parallel()
 	source := resumeSource(t)
 	metered := &meteredGets{Provider: storagetest.NewMemory()}
 	r := newTestRepository(t, storage.PolicyAll, metered)

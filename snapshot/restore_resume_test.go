@@ -188,6 +188,7 @@ func restoreInChild(t *testing.T, repository, target string, moment int) (passed
 // A restore that dies by kill -9 at any moment, again and again, goes on where it was: the tree is the same in the end,
 // byte for byte and in its metadata, and no more is fetched than was missing (DESIGN 8). invariant 5
 func TestKilledRestoresResume(t *testing.T) {
+	t.Parallel()
 	rounds := 6
 	if os.Getenv("HOLDFAST_CAMPAIGN") != "" {
 		rounds = 60

@@ -81,6 +81,7 @@ func TestWhatWasRestoredIsNotReadAgain(t *testing.T) {
 // TestWritesDuringARestoreAreSeen: who writes to a file that is being restored, at whatever moment, finds it in the next
 // backup, also when the times are put back.
 func TestWritesDuringARestoreAreSeen(t *testing.T) {
+	t.Parallel()
 	forge := func(path string) error {
 		var before unix.Stat_t
 		if err := unix.Lstat(path, &before); err != nil {

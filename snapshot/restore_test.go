@@ -21,6 +21,9 @@ func TestRestoreFidelityFromRestic(t *testing.T) {
 	}
 	eachRestic(t, func(t *testing.T, restic resticVersion) {
 		t.Run("self", func(t *testing.T) { restoreFidelity(t, t.TempDir(), restic) })
+		if restic.old {
+			return // who restores has nothing to do with which restic wrote it, and the newest stores all of the tree
+		}
 		t.Run("ordinary user", func(t *testing.T) {
 			base := worldDir(t)
 			copyProgram(t, restic.path, base+"/restic")

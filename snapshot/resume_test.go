@@ -55,6 +55,7 @@ func requireWhole(t testing.TB, r *Repository, snapshot string) {
 // TestOutageInTheMiddle: storage goes away after a few packs; the backup ends with an error that says to try again, and
 // the next one, in the same process or another, uploads only what was not stored (A2).
 func TestOutageInTheMiddle(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for i := range 10 {
 		writeFiles(t, dir, map[string][]byte{fmt.Sprintf("d%d/f", i): randomBytes(int64(i), 3<<20)})

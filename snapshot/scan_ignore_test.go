@@ -87,6 +87,7 @@ func emptyGit(t *testing.T) (git, repository string) {
 
 // TestPatternsAreGits: every form that gitignore(5) names, and where matchers are known to differ, on one tree.
 func TestPatternsAreGits(t *testing.T) {
+	t.Parallel()
 	git, repository := emptyGit(t)
 	dir := t.TempDir()
 	for _, name := range []string{
@@ -123,6 +124,7 @@ func TestPatternsAreGits(t *testing.T) {
 
 // TestIgnoreFilesAreGits: random trees with random ignore files at the top and below, and rules of the call.
 func TestIgnoreFilesAreGits(t *testing.T) {
+	t.Parallel()
 	git, repository := emptyGit(t)
 	rounds := 150
 	if os.Getenv("HOLDFAST_CAMPAIGN") != "" {

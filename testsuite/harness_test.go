@@ -64,6 +64,7 @@ func newStack(t *testing.T, policy, engine string, adjust ...func(*devstack.Stac
 	if engine == "docker" && exec.Command("docker", "version").Run() != nil {
 		devtest.Missing(t, "docker", errors.New("the engine does not answer"))
 	}
+	takePlace(t)
 	options := devstack.StackOptions{
 		Binary: binary(t), DataDir: filepath.Join(t.TempDir(), "state"), Policy: policy, Engine: engine,
 		Roles: devstack.ProductRoles(), NoMetrics: true,

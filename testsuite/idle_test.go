@@ -21,7 +21,7 @@ func stopAhead(t *testing.T, s *stack, name string) *workspace.StopAhead {
 	return state.StopAhead
 }
 
-// TestIdleStopOfProcesses and TestIdleStopOfContainers are tests of their own, and not parts of one, because each is three
+// TestIdleStopOfProcesses and TestIdleStopOfContainers are tests of their own, and not parts of one, because each is nearly three
 // minutes of waiting: parts would begin when everything else has begun.
 func TestIdleStopOfProcesses(t *testing.T) {
 	t.Parallel()
@@ -42,7 +42,7 @@ func stopsWhenIdle(t *testing.T, engine string) {
 	must(t, s, 0, nil, "exec", "busy", "--", "sh", "-c",
 		"(while [ ! -e enough ]; do i=0; while [ $i -lt 4000 ]; do i=$((i+1)); done; sleep 0.2; done) </dev/null >/dev/null 2>&1 &")
 	must(t, s, 0, nil, "keep", "busy", "--for", "2m") // so that it is asked about after two of the node's looks
-	must(t, s, 0, nil, "start", "web", "--from-dir", fidelityTree(t), "--idle-stop", "90s", "--snapshot-every", "off")
+	must(t, s, 0, nil, "start", "web", "--from-dir", fidelityTree(t), "--idle-stop", "1m", "--snapshot-every", "off")
 	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "echo edited > work.txt")
 	if engine == "docker" {
 		for _, name := range []string{"busy", "web"} {
@@ -52,11 +52,11 @@ func stopsWhenIdle(t *testing.T, engine string) {
 	}
 	_, content := contentDir(t, s, "web")
 	before := manifest(t, content)
-	must(t, s, 0, []string{"when it is not used for 1m30s", "not before"}, "show", "web")
+	must(t, s, 0, []string{"when it is not used for 1m", "not before"}, "show", "web")
 
 	// Put off until the node has seen that it is quiet for longer than the policy: an answer that it is used, of its
 	// start, would have it asked again only five minutes later.
-	must(t, s, 0, []string{"web is not stopped by itself before"}, "keep", "web", "--for", "3m")
+	must(t, s, 0, []string{"web is not stopped by itself before"}, "keep", "web", "--for", "150s")
 	must(t, s, 0, []string{"put off", "said", "holdfast keep web --for 4h"}, "why", "web")
 	kept := stopAhead(t, s, "web").Keep
 	require.NotNil(t, kept)
@@ -70,7 +70,7 @@ func stopsWhenIdle(t *testing.T, engine string) {
 	})
 	state := show(t, s, "web")
 	require.False(t, state.Since.Before(kept.Until), "stopped at %s, kept until %s", state.Since, kept.Until)
-	require.Contains(t, state.Reason, "it was not used for 1m30s: backed up as snapshot")
+	require.Contains(t, state.Reason, "it was not used for 1m: backed up as snapshot")
 	require.Equal(t, "final", state.Head.Kind)
 	require.NoDirExists(t, content)
 

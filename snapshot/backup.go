@@ -213,9 +213,12 @@ func (b *backup) scan(ctx context.Context) (*scanDir, error) {
 	defer unix.Close(descriptors)
 	b.descriptors = descriptors
 	workers := b.r.options.Concurrency
-	slots := newChunkSlots(workers)
+	slots, err := newChunkSlots(workers, b.r.chunkerKey)
+	if err != nil {
+		return nil, err
+	}
 	for range workers {
-		b.readers = append(b.readers, &contentReader{saver: b.saver, key: b.r.chunkerKey, chunks: slots})
+		b.readers = append(b.readers, &contentReader{saver: b.saver, chunks: slots})
 	}
 	var fs unix.Statfs_t
 	if err := ignoringEINTR(func() error { return unix.Fstatfs(b.root, &fs) }); err != nil {

@@ -153,7 +153,7 @@ func TestBounds(t *testing.T) {
 			return store.waiting.Load() == packUploads && somebodyIn("snapshot.(*packer).newBuilder")
 		})
 		held := measure(t)
-		held.requireWithin(t, idle, usage{heap: 64 << 20, goroutines: 20, descriptors: 12})
+		held.requireWithin(t, idle, usage{heap: 46 << 20, goroutines: 20, descriptors: 12})
 		require.EqualValues(t, packUploads, store.waiting.Load())
 		open()
 		require.NoError(t, <-done)
@@ -174,14 +174,14 @@ func TestBounds(t *testing.T) {
 			return store.waiting.Load() >= atOnce && somebodyIn("errgroup.(*Group).Go", "snapshot.(*checker).each")
 		})
 		held := measure(t)
-		held.requireWithin(t, stored, usage{heap: 16 << 20, goroutines: 12, descriptors: 4})
+		held.requireWithin(t, stored, usage{heap: 4 << 20, goroutines: 12, descriptors: 4})
 		require.Equal(t, atOnce, store.waiting.Load())
 		worst := worstOf(t, store)
 		open()
 		require.NoError(t, <-done)
 		require.Empty(t, report.Errors)
 		got := worst()
-		got.requireWithin(t, stored, usage{heap: 48 << 20, goroutines: 12, descriptors: 4})
+		got.requireWithin(t, stored, usage{heap: 20 << 20, goroutines: 12, descriptors: 4})
 	})
 	t.Run("restore", func(t *testing.T) {
 		open := store.shut()
@@ -203,13 +203,13 @@ func TestBounds(t *testing.T) {
 		}()
 		waitFor(t, "a tree's pack is asked for", func() bool { return store.waiting.Load() > 0 })
 		held := measure(t)
-		held.requireWithin(t, stored, usage{heap: 16 << 20, goroutines: 16, descriptors: 10})
+		held.requireWithin(t, stored, usage{heap: 4 << 20, goroutines: 16, descriptors: 10})
 		open()
 		require.NoError(t, <-done)
-		piled.requireWithin(t, stored, usage{heap: windowBytes + 32<<20, goroutines: 16, descriptors: 12})
+		piled.requireWithin(t, stored, usage{heap: windowBytes + 8<<20, goroutines: 16, descriptors: 12})
 	})
 	stored.goroutines, stored.descriptors = idle.goroutines, idle.descriptors
-	measure(t).requireWithin(t, stored, usage{heap: 8 << 20})
+	measure(t).requireWithin(t, stored, usage{heap: 2 << 20})
 }
 
 // TestPacksOnTheirWay: at the end of a backup everything that is in memory could be sent at once, and is sent two at a time: what

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -75,6 +76,7 @@ type checker struct {
 	hints      *warningList
 	alone      map[string]store // each provider by itself, by URL
 	opened     sync.Pool        // of *openedBlob
+	large      sync.Mutex       // held by who reads a file of unusual size
 
 	unlistedStores map[string]error // providers that are reported as a whole
 	packList       listing
@@ -104,32 +106,53 @@ func (c *checker) load(ctx context.Context, url, key string, size int64, check f
 	return err
 }
 
+// loadFile is load for a file that is opened. What is larger than a writer makes it, stored or opened, is opened alone: a hostile
+// number of such files needs what one needs.
+func (c *checker) loadFile(ctx context.Context, object heldObject, key string, open func([]byte, indexSize) error) error {
+	if object.Size > ordinaryIndex.stored {
+		c.large.Lock()
+		defer c.large.Unlock()
+		return c.load(ctx, object.provider, key, object.Size, func(data []byte) error { return open(data, anyIndex) })
+	}
+	return c.load(ctx, object.provider, key, object.Size, func(data []byte) error {
+		err := open(data, ordinaryIndex)
+		if errors.Is(err, errNotOrdinary) {
+			c.large.Lock()
+			defer c.large.Unlock()
+			err = open(data, anyIndex)
+		}
+		return err
+	})
+}
+
 // files checks config, keys, index and snapshots.
 func (c *checker) files(ctx context.Context) error {
 	for _, kind := range []struct {
 		prefix string
 		limit  int64
-		open   func(id blobID, data []byte) error
+		open   func(id blobID, data []byte, within indexSize) error
 	}{
-		{configKey, maxConfigSize, func(_ blobID, data []byte) error {
+		{configKey, maxConfigSize, func(_ blobID, data []byte, _ indexSize) error {
 			plain, err := c.repository.box.open(nil, data)
 			if err == nil {
 				_, err = decodeConfig(plain)
 			}
 			return err
 		}},
-		{keyPrefix, maxKeyFileSize, func(id blobID, data []byte) error {
+		{keyPrefix, maxKeyFileSize, func(id blobID, data []byte, _ indexSize) error {
 			if err := checkHash(id, data); err != nil {
 				return err
 			}
 			_, err := decodeKeyFile(data)
 			return err
 		}},
-		{indexPrefix, maxUnpackedSize, c.opener(func(plain []byte) error {
-			_, err := decodeIndex(plain)
+		{indexPrefix, maxUnpackedSize, c.opener(func(plain []byte, within indexSize) error {
+			cost := indexCost()
+			cost.budget = within.memory
+			_, err := decodeIndexWithin(cost, plain)
 			return err
 		})},
-		{snapshotPrefix, maxUnpackedSize, c.opener(func(plain []byte) error {
+		{snapshotPrefix, maxUnpackedSize, c.opener(func(plain []byte, _ indexSize) error {
 			_, err := decodeSnapshot(plain)
 			return err
 		})},
@@ -155,9 +178,9 @@ func (c *checker) files(ctx context.Context) error {
 	return nil
 }
 
-// opener checks a file that is named by its hash and sealed.
-func (c *checker) opener(decode func([]byte) error) func(blobID, []byte) error {
-	return func(id blobID, data []byte) error {
+// opener checks a file that is named by its hash and sealed; errNotOrdinary for one that is right by its hash, and beyond a size.
+func (c *checker) opener(decode func([]byte, indexSize) error) func(blobID, []byte, indexSize) error {
+	return func(id blobID, data []byte, within indexSize) error {
 		if err := checkHash(id, data); err != nil {
 			return err
 		}
@@ -165,16 +188,26 @@ func (c *checker) opener(decode func([]byte) error) func(blobID, []byte) error {
 		if err != nil {
 			return err
 		}
-		plain, err := c.repository.codec.unpackFile(framed)
-		if err != nil {
-			return err
+		decoder := c.repository.codec.bounded
+		if within == ordinaryIndex {
+			decoder = c.repository.codec.ordinary
 		}
-		return decode(plain)
+		plain, err := unpackFrame(decoder, framed)
+		if err == nil {
+			if c.repository.moments.checking != nil {
+				c.repository.moments.checking(plain)
+			}
+			err = decode(plain, within)
+		}
+		if errors.Is(err, ErrLimitExceeded) && within != anyIndex {
+			return errNotOrdinary
+		}
+		return err
 	}
 }
 
 // file checks every provider's copy of one small file.
-func (c *checker) file(ctx context.Context, l listing, key, prefix string, limit int64, open func(blobID, []byte) error) error {
+func (c *checker) file(ctx context.Context, l listing, key, prefix string, limit int64, open func(blobID, []byte, indexSize) error) error {
 	var id blobID
 	if prefix != configKey {
 		var err error
@@ -191,7 +224,7 @@ func (c *checker) file(ctx context.Context, l listing, key, prefix string, limit
 			c.breaks(l, key, id, object.provider, ProblemDamaged, fmt.Sprintf("it has %d bytes", object.Size))
 			continue
 		}
-		err := c.load(ctx, object.provider, key, object.Size, func(data []byte) error { return open(id, data) })
+		err := c.loadFile(ctx, object, key, func(data []byte, within indexSize) error { return open(id, data, within) })
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}

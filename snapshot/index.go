@@ -125,7 +125,7 @@ func (p *packInfo) indexed() bool { return len(p.files) > 0 }
 type memoryIndex struct {
 	packs   []packInfo
 	byPack  map[blobID]uint32
-	entries []indexEntry
+	entries indexEntries
 	// first finds the newest entry whose id begins with these 8 bytes; entry.next chains the others. The map hashes
 	// its keys with a random seed, so that chosen ids cannot make it slow.
 	first map[uint64]uint32
@@ -133,8 +133,8 @@ type memoryIndex struct {
 	memory int64
 }
 
-// indexEntryMemory is what a blob takes at most in a memoryIndex, while its slice is being enlarged.
-const indexEntryMemory = 160
+// indexEntryMemory is what a blob takes at most in a memoryIndex: its entry, and its part of a map that has just grown.
+const indexEntryMemory = 112
 
 // indexEntry is one blob in one pack. noEntry ends a chain.
 type indexEntry struct {
@@ -149,16 +149,50 @@ type indexEntry struct {
 
 const noEntry = math.MaxUint32
 
+// indexEntries is a list of entries in pieces, so that a longer one is not copied, and in memory twice, when it grows.
+type indexEntries struct {
+	pieces [][]indexEntry // all full but the last
+}
+
+// entryPiece is how many entries a piece has: 229 kB.
+const entryPiece = 4096
+
+func (l *indexEntries) len() int {
+	last := len(l.pieces) - 1
+	if last < 0 {
+		return 0
+	}
+	return last*entryPiece + len(l.pieces[last])
+}
+
+func (l *indexEntries) at(i int) *indexEntry { return &l.pieces[i/entryPiece][i%entryPiece] }
+
+func (l *indexEntries) append(e indexEntry) {
+	last := len(l.pieces) - 1
+	if last < 0 || len(l.pieces[last]) == entryPiece {
+		l.pieces = append(l.pieces, nil)
+		last++
+	}
+	if last == 0 { // a small repository's index is small
+		l.pieces[0] = append(l.pieces[0], e)
+		return
+	}
+	if l.pieces[last] == nil {
+		l.pieces[last] = make([]indexEntry, 0, entryPiece)
+	}
+	l.pieces[last] = append(l.pieces[last], e)
+}
+
 func newMemoryIndex(memory int64) *memoryIndex {
 	return &memoryIndex{byPack: map[blobID]uint32{}, first: map[uint64]uint32{}, memory: memory}
 }
 
-func (x *memoryIndex) len() int { return len(x.entries) }
+func (x *memoryIndex) len() int { return x.entries.len() }
 
 // add takes in one pack of an index file. A pack that is known already gains only blobs that it lacked: stock restic
 // may have written the same pack to two indexes. file is the index file in the store that names it, or zero.
 func (x *memoryIndex) add(pack indexPack, file blobID) error {
-	switch blobs := len(x.entries) + len(pack.Blobs); {
+	switch blobs := x.entries.len() + len(pack.Blobs); {
 	case blobs > maxIndexEntries:
 		return fmt.Errorf("the index has more than %d blobs: %w", maxIndexEntries, ErrLimitExceeded)
 	case int64(blobs) > x.memory/indexEntryMemory:
@@ -187,8 +221,8 @@ func (x *memoryIndex) add(pack indexPack, file blobID) error {
 		if !ok {
 			next = noEntry
 		}
-		x.first[prefix] = uint32(len(x.entries))
-		x.entries = append(x.entries, indexEntry{
+		x.first[prefix] = uint32(x.entries.len())
+		x.entries.append(indexEntry{
 			id: blob.ID, pack: number, kind: blob.Type, offset: blob.Offset, length: blob.Length, plain: blob.Plain, next: next,
 		})
 		info.size += int64(location.length) + location.headerSize()
@@ -221,7 +255,7 @@ func (x *memoryIndex) chain(key blobKey) func(func(*indexEntry) bool) {
 			return
 		}
 		for at != noEntry {
-			e := &x.entries[at]
+			e := x.entries.at(int(at))
 			if e.id == key.id && e.kind == key.kind && !yield(e) {
 				return
 			}
@@ -245,8 +279,8 @@ func (x *memoryIndex) locations(key blobKey) []blobLocation {
 
 // each calls visit for every blob in every pack until it returns false.
 func (x *memoryIndex) each(visit func(packedBlob) bool) {
-	for i := range x.entries {
-		e := &x.entries[i]
+	for i := range x.entries.len() {
+		e := x.entries.at(i)
 		if !visit(packedBlob{id: e.id, location: x.location(e)}) {
 			return
 		}

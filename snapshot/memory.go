@@ -17,7 +17,7 @@ import (
 // and collecting more often costs next to nothing. The package itself changes nothing in the process that it is part of.
 const GCPercent = 25
 
-// leastIndexMemory is enough for 400,000 blobs.
+// leastIndexMemory is enough for 600,000 blobs.
 const leastIndexMemory = 64 << 20
 
 // availableMemory is how many bytes this process may have: the machine's memory, or less where its control groups (version 2, or

@@ -51,6 +51,9 @@ type packer struct {
 	freeMu sync.Mutex
 	free   [][]byte // buffers of packs that were sent, the last one to be used next
 
+	// indexed, unless nil, is told the blobs of each pack that was sent and is in the repository's index.
+	indexed func([]packedBlob)
+
 	uploads sync.WaitGroup
 	failed  atomic.Pointer[error]
 
@@ -199,7 +202,13 @@ func (p *packer) store(id blobID, data []byte, blobs []packedBlob) error {
 	p.packsUploaded.Add(1)
 	p.bytesUploaded.Add(int64(len(data)))
 	crc := storage.Checksum(data)
-	return p.stored(p.upload, newIndexPack(id, blobs, &crc))
+	if err := p.stored(p.upload, newIndexPack(id, blobs, &crc)); err != nil {
+		return err
+	}
+	if p.indexed != nil {
+		p.indexed(blobs)
+	}
+	return nil
 }
 
 // stored takes in a pack that providers hold, and writes an index file when enough have come together.

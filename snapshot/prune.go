@@ -243,11 +243,11 @@ func (p *prune) lastLook(ctx context.Context) error {
 		info := &p.written.packs[i]
 		whole[info.id] = p.on(l, packKey(info.id), info.size) == nil
 	}
-	for i := range p.r.index.entries {
+	for i := range p.r.index.entries.len() {
 		if !p.used[i] {
 			continue
 		}
-		e := &p.r.index.entries[i]
+		e := p.r.index.entries.at(i)
 		key := blobKey{e.id, e.kind}
 		if !slices.ContainsFunc(p.written.locations(key), func(at blobLocation) bool { return whole[at.pack] }) {
 			return fmt.Errorf("by the new index the %s blob %s would be lost: %w", e.kind, e.id, ErrNotStoredWhole)

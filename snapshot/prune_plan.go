@@ -61,8 +61,8 @@ func (p *prune) plan() error {
 		pack.young = p.isYoung(key)
 	}
 	seen := make([]bool, len(x.packs))
-	for i := range x.entries {
-		e := &x.entries[i]
+	for i := range x.entries.len() {
+		e := x.entries.at(i)
 		pack := &p.packs[e.pack]
 		if seen[e.pack] && pack.kind != int(e.kind) {
 			pack.kind = mixedPack
@@ -116,17 +116,17 @@ func (p *prune) findHomes() error {
 	x := p.r.index
 	p.home = make([]bool, x.len())
 	better := func(a, b int) bool { // of two entries, by their packs
-		pa, pb := &p.packs[x.entries[a].pack], &p.packs[x.entries[b].pack]
+		pa, pb := &p.packs[x.entries.at(a).pack], &p.packs[x.entries.at(b).pack]
 		if pa.sound != pb.sound {
 			return pa.sound
 		}
 		if pa.young != pb.young {
 			return pa.young
 		}
-		return cmp.Or(cmp.Compare(pa.needs, pb.needs), x.packs[x.entries[b].pack].id.compare(x.packs[x.entries[a].pack].id), b-a) > 0
+		return cmp.Or(cmp.Compare(pa.needs, pb.needs), x.packs[x.entries.at(b).pack].id.compare(x.packs[x.entries.at(a).pack].id), b-a) > 0
 	}
-	for i := range x.entries {
-		e := &x.entries[i]
+	for i := range x.entries.len() {
+		e := x.entries.at(i)
 		if !p.used[i] {
 			continue
 		}
@@ -219,13 +219,13 @@ func (p *prune) repackable(i int) bool {
 // copy may be there because this one was found damaged.
 func (p *prune) findVouchers() {
 	x := p.r.index
-	for i := range x.entries {
-		e := &x.entries[i]
+	for i := range x.entries.len() {
+		e := x.entries.at(i)
 		if !p.home[i] || p.packs[e.pack].fate != fateKeep {
 			continue
 		}
 		for other := range x.numbers(blobKey{e.id, e.kind}) {
-			if p.packs[x.entries[other].pack].fate != fateKeep {
+			if p.packs[x.entries.at(other).pack].fate != fateKeep {
 				p.packs[e.pack].vouches = true
 			}
 		}
@@ -235,13 +235,13 @@ func (p *prune) findVouchers() {
 // listHomes lists what is to be read of the packs that are to be read.
 func (p *prune) listHomes() {
 	x := p.r.index
-	for i := range x.entries {
-		if pack := &p.packs[x.entries[i].pack]; p.home[i] && (pack.vouches || pack.fate == fateRepack) {
+	for i := range x.entries.len() {
+		if pack := &p.packs[x.entries.at(i).pack]; p.home[i] && (pack.vouches || pack.fate == fateRepack) {
 			pack.list = append(pack.list, i)
 		}
 	}
 	for i := range p.packs {
-		slices.SortFunc(p.packs[i].list, func(a, b int) int { return cmp.Compare(x.entries[a].offset, x.entries[b].offset) })
+		slices.SortFunc(p.packs[i].list, func(a, b int) int { return cmp.Compare(x.entries.at(a).offset, x.entries.at(b).offset) })
 	}
 }
 

@@ -33,7 +33,7 @@ func (p *prune) verifyHomes(ctx context.Context) error {
 func (p *prune) eachHome(data []byte, homes []int, visit func(e *indexEntry, sealed []byte) error) error {
 	var buffer []byte
 	for _, i := range homes {
-		e := &p.r.index.entries[i]
+		e := p.r.index.entries.at(i)
 		end := int64(e.offset) + int64(e.length)
 		if end > int64(len(data)) {
 			return fmt.Errorf("by the index blob %s ends beyond the pack: %w", e.id, ErrDamaged)

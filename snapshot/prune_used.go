@@ -136,8 +136,8 @@ func (p *prune) need(key blobKey, where string) (fresh bool, err error) {
 func (x *memoryIndex) numbers(key blobKey) func(func(int) bool) {
 	return func(yield func(int) bool) {
 		at, ok := x.first[binary.LittleEndian.Uint64(key.id[:8])]
-		for ; ok && at != noEntry; at = x.entries[at].next {
-			if e := &x.entries[at]; e.id == key.id && e.kind == key.kind && !yield(int(at)) {
+		for ; ok && at != noEntry; at = x.entries.at(int(at)).next {
+			if e := x.entries.at(int(at)); e.id == key.id && e.kind == key.kind && !yield(int(at)) {
 				return
 			}
 		}

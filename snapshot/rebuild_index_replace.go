@@ -304,8 +304,8 @@ func packsOf(index *memoryIndex, leaveOut func(number int) bool) []indexPack {
 			packs[i].CRC32C = &crc
 		}
 	}
-	for i := range index.entries {
-		e := &index.entries[i]
+	for i := range index.entries.len() {
+		e := index.entries.at(i)
 		packs[e.pack].Blobs = append(packs[e.pack].Blobs, indexBlob{ID: e.id, Type: e.kind, Offset: e.offset, Length: e.length, Plain: e.plain})
 	}
 	var kept []indexPack

@@ -73,6 +73,7 @@ type moments struct {
 	listed   func(path string)              // a directory was listed, its entries are not read yet
 	read     func(path string, attempt int) // a file was read, and not yet looked at again
 	decoding func(index []byte)             // an index file was opened, and is decoded next
+	checking func(file []byte)              // the same of a file that a check looks at
 	// untold: as on a file system where a change of an extended attribute leaves a file's ctime alone.
 	untold bool
 }

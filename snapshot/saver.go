@@ -17,7 +17,7 @@ type saver struct {
 	lost map[blobID]struct{}
 
 	mu   sync.Mutex
-	seen map[blobKey]struct{} // found in the repository or taken by this run
+	seen map[blobKey]struct{} // taken by this run, and in no pack yet that the repository's index has
 
 	// sealers that nobody uses at the moment: for chunks of large files, and for all that is smaller, so that not
 	// all of them get to have large buffers.
@@ -32,10 +32,12 @@ type saver struct {
 }
 
 func newSaver(r *Repository, p *packer, lost map[blobID]struct{}) *saver {
-	return &saver{
+	s := &saver{
 		r: r, packer: p, lost: lost, seen: map[blobKey]struct{}{},
 		large: make(chan *sealer, r.options.Concurrency), small: make(chan *sealer, r.options.Concurrency),
 	}
+	p.indexed = s.indexed
+	return s
 }
 
 // has reports whether a blob is in the repository, in a pack that some provider has.
@@ -83,8 +85,20 @@ func (s *saver) claim(key blobKey) bool {
 	if _, ok := s.seen[key]; ok {
 		return false
 	}
+	if s.stored(key) {
+		return false
+	}
 	s.seen[key] = struct{}{}
-	return !s.stored(key)
+	return true
+}
+
+// indexed forgets the blobs of a pack that is in the repository's index by now: a million of them take 50 MB.
+func (s *saver) indexed(blobs []packedBlob) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range blobs {
+		delete(s.seen, b.key())
+	}
 }
 
 // save stores plain, unless the repository has it, and returns its name. It does not keep plain.

@@ -16,16 +16,11 @@ const (
 	minChunkSize     = 512 << 10
 	averageChunkSize = 1 << 20
 	maxChunkSize     = 4 << 20
-	// chunkerAlgorithm must use its key (the package's "ultracdc" ignores it), and must find its cuts again after an
-	// insertion. "jc-v1.1.0" does not at these sizes: its masks are made for chunks of 8 KiB, so that it cuts almost at
-	// fixed distances, and 5 KB inserted into 128 MB cost 31 to 47 MB of new chunks (measured; "jc-v1.0.0": 2 to 3 MB).
-	chunkerAlgorithm = "jc-v1.0.0"
 )
 
 // contentReader stores the contents of files. Each goroutine of a backup has its own.
 type contentReader struct {
 	saver  *saver
-	key    []byte
 	chunks *chunkSlots
 	small  []byte // for files of one chunk
 }
@@ -112,51 +107,24 @@ func (c *contentReader) pieces(ctx context.Context, pieces *filePieces, fd int, 
 	return c.cut(ctx, pieces, &fileReader{fd: fd, offset: at, size: size})
 }
 
-// cut stores one part of a file, chunk by chunk.
+// cut stores one part of a file, chunk by chunk, in other goroutines.
 func (c *contentReader) cut(ctx context.Context, pieces *filePieces, part *fileReader) error {
 	if part.offset >= part.size {
 		return nil
 	}
-	chunker, err := c.chunks.takeChunker(ctx, part, c.key)
-	if err != nil {
-		return err
-	}
-	defer c.chunks.returnChunker(chunker)
-	for {
-		// The last chunk can come together with io.EOF.
-		chunk, err := chunker.Next()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if len(chunk) > 0 {
-			if err := c.dispatch(ctx, pieces, chunk); err != nil {
-				return err
+	return c.chunks.cut(ctx, part, func(chunk []byte, done func()) {
+		id := new(blobID)
+		pieces.ids = append(pieces.ids, id)
+		pieces.size += int64(len(chunk))
+		pieces.group.Go(func() error {
+			defer done()
+			var err error
+			if *id, err = c.saver.save(ctx, dataBlob, chunk); err != nil {
+				return &storeError{err}
 			}
-		}
-		if err != nil {
 			return nil
-		}
-	}
-}
-
-// dispatch copies a chunk, whose bytes belong to the chunker, and has it stored by another goroutine.
-func (c *contentReader) dispatch(ctx context.Context, pieces *filePieces, chunk []byte) error {
-	buffer, err := c.chunks.take(ctx, chunk)
-	if err != nil {
-		return err
-	}
-	id := new(blobID)
-	pieces.ids = append(pieces.ids, id)
-	pieces.size += int64(len(chunk))
-	pieces.group.Go(func() error {
-		defer c.chunks.giveBack(buffer)
-		var err error
-		if *id, err = c.saver.save(ctx, dataBlob, buffer); err != nil {
-			return &storeError{err}
-		}
-		return nil
+		})
 	})
-	return nil
 }
 
 // zeros stores the chunk that holes are made of, once, and returns its name.

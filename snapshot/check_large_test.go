@@ -3,7 +3,7 @@ package snapshot
 import (
 	"crypto/sha256"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -35,36 +35,37 @@ func TestCheckOpensLargeFilesAlone(t *testing.T) {
 	require.NoError(t, r.refreshIndex(t.Context()))
 	require.Len(t, r.indexDamage(), len(keys))
 
-	var mu sync.Mutex
-	opened, inside, several := map[int]int{}, 0, false
-	first := sync.OnceFunc(func() { // of the large ones: until the other is there too, or waits for it
-		waitFor(t, "the other large file", func() bool {
-			mu.Lock()
-			defer mu.Unlock()
-			return several || somebodyIn("sync.(*Mutex).Lock", "snapshot.(*checker).loadFile")
-		})
-	})
+	// No mutex of this test: it is by one that the second is known to wait.
+	sizes := map[int]*atomic.Int64{}
+	for more := range 2 {
+		sizes[len(large)+1+more], sizes[len(hostile)+more] = &atomic.Int64{}, &atomic.Int64{}
+	}
+	var inside atomic.Int64
+	var several atomic.Bool
+	var begun atomic.Bool
 	r.moments.checking = func(index []byte) {
-		mu.Lock()
-		opened[len(index)]++
+		if opened := sizes[len(index)]; opened != nil {
+			opened.Add(1)
+		}
 		if int64(len(index)) <= ordinaryIndex.plain {
-			mu.Unlock()
 			return
 		}
-		inside++
-		several = several || inside > 1
-		mu.Unlock()
-		first()
-		mu.Lock()
-		inside--
-		mu.Unlock()
+		if inside.Add(1) > 1 {
+			several.Store(true)
+		}
+		if begun.CompareAndSwap(false, true) {
+			waitFor(t, "the other large file is there too, or waits for this one", func() bool {
+				return several.Load() || somebodyIn("sync.(*Mutex).Lock", "snapshot.(*checker).loadFile")
+			})
+		}
+		inside.Add(-1)
 	}
 	report, err := r.Check(t.Context(), CheckOptions{})
 	require.NoError(t, err)
-	require.False(t, several, "two were open at once")
+	require.False(t, several.Load(), "two were open at once")
 	for _, more := range []int{0, 1} {
-		require.Equal(t, 2, opened[len(large)+1+more], "once, and once more because it was wrong")
-		require.Equal(t, 4, opened[len(hostile)+more], "each time as an ordinary file first")
+		require.EqualValues(t, 2, sizes[len(large)+1+more].Load(), "once, and once more because it was wrong")
+		require.EqualValues(t, 4, sizes[len(hostile)+more].Load(), "each time as an ordinary file first")
 	}
 	for _, key := range keys {
 		require.Contains(t, strings.Join(report.Errors, "\n"), key)

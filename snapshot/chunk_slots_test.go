@@ -83,6 +83,7 @@ func TestChunksAreNotCopied(t *testing.T) {
 	require.Len(t, buffers, 3)
 	broken := errors.New("a broken disk")
 	require.ErrorIs(t, slots.cut(t.Context(), io.MultiReader(bytes.NewReader(content), iotest.ErrReader(broken)), func(_ []byte, done func()) { done() }), broken)
+	require.Len(t, slots.free, 3)
 	ended, cancel := context.WithCancelCause(t.Context())
 	var waiting []func()
 	require.ErrorIs(t, slots.cut(ended, bytes.NewReader(content), func(_ []byte, done func()) {

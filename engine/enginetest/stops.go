@@ -157,6 +157,38 @@ func pauseAndStop(t *testing.T, b *bench) {
 	require.ErrorIs(t, b.engine.Unpause(ctx, id), engine.ErrNotRunning)
 }
 
+// pauseIsKept is a pause as whoever looks at the engine sees it: found by an engine that is opened anew, ended by nothing but
+// Unpause and Stop.
+func pauseIsKept(t *testing.T, b *bench) {
+	ctx := b.context()
+	id := b.create(b.spec())
+	require.ErrorIs(t, b.engine.Pause(ctx, id), engine.ErrNotRunning, "it was not started")
+	require.NoError(t, b.engine.Start(ctx, id))
+	require.NoError(t, b.engine.Ready(ctx, id))
+	for range 2 {
+		require.NoError(t, b.engine.Pause(ctx, id))
+	}
+	require.ErrorIs(t, b.engine.Start(ctx, id), engine.ErrPaused)
+	_, err := b.engine.Exec(ctx, id, engine.ExecSpec{Command: []string{"true"}})
+	require.ErrorIs(t, err, engine.ErrPaused)
+	require.Error(t, b.engine.Remove(ctx, id), "a paused instance is not removed")
+
+	again := b.factory.Open(t)
+	defer again.Close()
+	found, err := again.Inspect(ctx, id)
+	require.NoError(t, err)
+	require.Equal(t, engine.StatusPaused, found.Status)
+	for range 2 {
+		require.NoError(t, again.Unpause(ctx, id))
+	}
+	require.Equal(t, engine.StatusRunning, b.status(id))
+	require.NoError(t, b.engine.Pause(ctx, id))
+	require.NoError(t, b.engine.Stop(ctx, id, time.Minute))
+	require.Equal(t, engine.StatusExited, b.status(id))
+	require.ErrorIs(t, b.engine.Unpause(ctx, id), engine.ErrNotRunning)
+	require.NoError(t, b.engine.Remove(ctx, id))
+}
+
 // pauseFindsEverything pauses what likes to get away: processes of other sessions, of commands, and such as fork all the
 // time. An engine that is opened anew finds the pause, and ends it.
 func pauseFindsEverything(t *testing.T, b *bench) {

@@ -34,6 +34,9 @@ type Factory struct {
 	// SameOutput says that commands' output takes the same way as in a variant of the engine that runs the whole suite: the
 	// two tests that spend seconds on waiting for that to go wrong are left out.
 	SameOutput bool
+	// Pretends is the kind of an engine whose instances have no processes. Only what is about instances alone is run: it has no
+	// commands, output, use of the machine, or anything that would go on writing, so that all that tells of those cannot be.
+	Pretends string
 }
 
 // Run runs the suite. Every instance has a random name and is removed by the id that its creation gave.
@@ -42,10 +45,11 @@ func Run(t *testing.T, factory Factory) {
 		name   string
 		run    func(*testing.T, *bench)
 		output bool // see SameOutput
+		alone  bool // see Pretends
 	}{
-		{name: "LifeCycle", run: lifeCycle},
-		{name: "NamesAndLabels", run: namesAndLabels},
-		{name: "BadInput", run: badInput},
+		{name: "LifeCycle", run: lifeCycle, alone: true},
+		{name: "NamesAndLabels", run: namesAndLabels, alone: true},
+		{name: "BadInput", run: badInput, alone: true},
 		{name: "Exec", run: execute},
 		{name: "ExecStreams", run: executeStreams},
 		{name: "ExecSlowConsumer", run: executeSlowConsumer, output: true},
@@ -63,11 +67,12 @@ func Run(t *testing.T, factory Factory) {
 		{name: "Content", run: content},
 		{name: "OtherOwners", run: otherOwners},
 		{name: "SecretsStaySecret", run: secretsStaySecret},
-		{name: "EngineRestart", run: engineRestart},
+		{name: "PauseIsKept", run: pauseIsKept, alone: true},
+		{name: "EngineRestart", run: engineRestart, alone: true},
 		{name: "Stats", run: stats},
 		{name: "Work", run: work},
 	} {
-		if test.output && factory.SameOutput {
+		if test.output && factory.SameOutput || factory.Pretends != "" && !test.alone {
 			continue
 		}
 		t.Run(test.name, func(t *testing.T) {
@@ -156,6 +161,15 @@ func (b *bench) run(id, script string) string {
 	require.NoError(b.t, err)
 	require.Zero(b.t, code, "%s: %s%s", script, out.String(), failed.String())
 	return out.String()
+}
+
+// works makes sure that an instance that is ready takes commands, where there are any.
+func (b *bench) works(id string) {
+	b.t.Helper()
+	require.NoError(b.t, b.engine.Ready(b.context(), id))
+	if b.factory.Pretends == "" {
+		b.run(id, "exit 0")
+	}
 }
 
 func (b *bench) status(id string) engine.Status {

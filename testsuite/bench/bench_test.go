@@ -22,7 +22,7 @@ func TestMedian(t *testing.T) {
 func TestBadFlags(t *testing.T) {
 	for _, arguments := range [][]string{
 		{"--measure", "everything"}, {"--workspaces", "0"}, {"--workspaces", "501"}, {"--rounds", "0"}, {"--starts", "0"}, {"--faults", "0"},
-		{"--snapshot-every", "1s"}, {"--freeze-for", "0s"}, {"--drain-parallel", "0"}, {"loss"},
+		{"--snapshot-every", "1s"}, {"--freeze-for", "0s"}, {"--drain-parallel", "0"}, {"--crowd-workspaces", "19"}, {"loss"},
 	} {
 		_, err := parse(arguments, io.Discard)
 		require.Error(t, err, arguments)

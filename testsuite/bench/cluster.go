@@ -2,28 +2,19 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
-
-	"github.com/google/uuid"
-	enumspb "go.temporal.io/api/enums/v1"
-	"go.temporal.io/sdk/client"
-	"go.temporal.io/sdk/temporal"
 
 	"holdfast/devstack"
 	"holdfast/engine"
 	"holdfast/engine/detect"
 	"holdfast/engine/process"
 	"holdfast/testsuite/link"
+	"holdfast/testsuite/requests"
 	"holdfast/workspace"
 )
 
@@ -135,94 +126,31 @@ func (c *cluster) endInstances(ctx context.Context, node string) error {
 
 // start asks for a workspace on a node and returns when that was accepted, which is not when it runs.
 func (c *cluster) start(ctx context.Context, name, node string, snapshots workspace.SnapshotPolicy) error {
-	operation := c.Client().NewWithStartWorkflowOperation(client.StartWorkflowOptions{
-		ID: workspace.WorkflowID(name), TaskQueue: workspace.ControlQueue, WorkflowIDConflictPolicy: enumspb.WORKFLOW_ID_CONFLICT_POLICY_USE_EXISTING,
-		TypedSearchAttributes: temporal.NewSearchAttributes(
-			temporal.NewSearchAttributeKeyKeyword(workspace.AttributeKind).ValueSet("workspace"),
-			temporal.NewSearchAttributeKeyKeyword(workspace.AttributeState).ValueSet(string(workspace.Pending)),
-			temporal.NewSearchAttributeKeyKeyword(workspace.AttributeOwner).ValueSet("bench"),
-		),
-	}, workspace.WorkspaceWorkflow, workspace.Input{Name: name, Owner: "bench"})
-	handle, err := c.Client().UpdateWithStartWorkflow(ctx, client.UpdateWithStartWorkflowOptions{
-		StartWorkflowOperation: operation,
-		UpdateOptions: client.UpdateWorkflowOptions{
-			UpdateID: uuid.NewString(), UpdateName: workspace.UpdateStart, WaitForStage: client.WorkflowUpdateStageCompleted,
-			Args: []any{workspace.StartRequest{Subject: "bench", Node: node, Spec: &workspace.Spec{
-				Volume: workspace.Volume{Kind: workspace.VolumeLocal}, Snapshots: snapshots,
-			}}},
-		},
-	})
-	if err == nil {
-		err = handle.Get(ctx, nil)
-	}
-	if err != nil {
-		return fmt.Errorf("starting %s: %w", name, err)
-	}
-	return nil
+	return requests.Start(ctx, c.Client(), name, workspace.StartRequest{Subject: "bench", Node: node, Spec: &workspace.Spec{
+		Volume: workspace.Volume{Kind: workspace.VolumeLocal}, Snapshots: snapshots,
+	}})
 }
 
 // ask sends an update and waits for its acceptance.
 func (c *cluster) ask(ctx context.Context, workflow, update string, request any) error {
-	handle, err := c.Client().UpdateWorkflow(ctx, client.UpdateWorkflowOptions{
-		WorkflowID: workflow, UpdateID: uuid.NewString(), UpdateName: update, Args: []any{request}, WaitForStage: client.WorkflowUpdateStageCompleted,
-	})
-	if err == nil {
-		err = handle.Get(ctx, nil)
-	}
-	if err != nil {
-		return fmt.Errorf("asking %s for %s: %w", workflow, update, err)
-	}
-	return nil
+	return requests.Update(ctx, c.Client(), workflow, update, request)
 }
 
 // query reads a workflow's state.
 func query[T any](ctx context.Context, c *cluster, workflow string) (state T, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	value, err := c.Client().QueryWorkflow(ctx, workflow, "", workspace.QueryState)
-	if err == nil {
-		err = value.Get(&state)
-	}
-	if err != nil {
-		return state, fmt.Errorf("asking %s for its state: %w", workflow, err)
-	}
-	return state, nil
+	return requests.Query[T](ctx, c.Client(), workflow)
 }
 
-// until waits until a condition holds for each of the workspaces, and returns how they were then. Times are read from the
-// states, so that how often they are asked does not matter; asking costs what is measured its processors.
+// until waits until a condition holds for each of the workspaces, and returns how they were then.
 func (c *cluster) until(ctx context.Context, names []string, what string, done func(workspace.State) bool) (map[string]workspace.State, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	states, left := map[string]workspace.State{}, slices.Clone(names)
-	for {
-		var last string
-		left = slices.DeleteFunc(left, func(name string) bool {
-			state, err := query[workspace.State](ctx, c, workspace.WorkflowID(name))
-			if err != nil {
-				last = err.Error()
-				return false
-			}
-			states[name] = state
-			last = fmt.Sprintf("%s: %s %s", name, state.Phase, state.Reason)
-			return done(state)
-		})
-		if len(left) == 0 {
-			return states, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting until %s: %d of %d are not there yet: %s: %w", what, len(left), len(names), last, context.Cause(ctx))
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
+	return requests.Until(ctx, c.Client(), names, what, done)
 }
 
-func running(state workspace.State) bool {
-	return state.Phase == workspace.Running && state.Operation == nil
-}
+func running(state workspace.State) bool { return requests.Running(state) }
 
-// fill starts workspaces on a node and gives each some files, of which it returns the digests.
+// fill starts workspaces on a node and gives each 1 MB of files, of which it returns the digests.
 func (c *cluster) fill(ctx context.Context, count int, node string, snapshots workspace.SnapshotPolicy) (names []string, digests map[string]string, err error) {
 	for i := range count {
 		names = append(names, fmt.Sprintf("w-%03d", i+1))
@@ -239,10 +167,10 @@ func (c *cluster) fill(ctx context.Context, count int, node string, snapshots wo
 	digests = map[string]string{}
 	for i, name := range names {
 		dir := c.content(states[name])
-		if err := writeFiles(dir, uint64(i)); err != nil {
+		if err := requests.WriteFiles(dir, uint64(i), filesEach, 50<<10); err != nil {
 			return nil, nil, err
 		}
-		if digests[name], err = digest(dir); err != nil {
+		if digests[name], err = requests.Digest(dir); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -251,13 +179,13 @@ func (c *cluster) fill(ctx context.Context, count int, node string, snapshots wo
 
 // content is the directory of the workspace's instance.
 func (c *cluster) content(state workspace.State) string {
-	return filepath.Join(c.NodeDir(state.Instance.Node), "workspaces", workspace.InstanceName(state.ID, state.Instance.Token), "content")
+	return requests.ContentDir(c.NodeDir(state.Instance.Node), state)
 }
 
 // same compares what each workspace has now with what it had.
 func (c *cluster) same(states map[string]workspace.State, digests map[string]string) error {
 	for name, want := range digests {
-		got, err := digest(c.content(states[name]))
+		got, err := requests.Digest(c.content(states[name]))
 		if err != nil {
 			return err
 		}
@@ -270,34 +198,3 @@ func (c *cluster) same(states map[string]workspace.State, digests map[string]str
 
 // filesEach is how many files a workspace has.
 const filesEach = 20
-
-// writeFiles makes a workspace's files, 1 MB in all, that neither compress nor repeat.
-func writeFiles(dir string, seed uint64) error {
-	random := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	content := make([]byte, 50<<10)
-	for i := range filesEach {
-		_, _ = random.Read(content) // never fails
-		path := filepath.Join(dir, fmt.Sprintf("part-%d", i%4), fmt.Sprintf("file-%d", i))
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, content, 0o644)); err != nil {
-			return fmt.Errorf("writing a workspace's content: %w", err)
-		}
-	}
-	return nil
-}
-
-// digest is of all files below a directory, with their names.
-func digest(dir string) (string, error) {
-	all := sha256.New()
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		fmt.Fprintf(all, "%s %x\n", strings.TrimPrefix(path, dir), sha256.Sum256(content))
-		return err
-	})
-	if err != nil {
-		return "", fmt.Errorf("reading a workspace's content: %w", err)
-	}
-	return fmt.Sprintf("%x", all.Sum(nil)), nil
-}

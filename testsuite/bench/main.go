@@ -24,10 +24,14 @@ import (
 	"time"
 
 	"holdfast/devstack"
+	"holdfast/testsuite/crowd"
 	"holdfast/workspace"
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == crowd.Role {
+		os.Exit(crowd.RunRole(os.Args[2:])) // it is a child of itself
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
@@ -51,6 +55,7 @@ var measures = []struct {
 	{"loss", (*bench).loss},
 	{"freeze", (*bench).freeze},
 	{"drain", (*bench).drain},
+	{"crowd", (*bench).crowd},
 }
 
 // settings are what the command line says.
@@ -63,6 +68,7 @@ type settings struct {
 	every      time.Duration
 	freezeFor  time.Duration
 	parallel   int
+	crowded    int
 }
 
 func parse(arguments []string, out io.Writer) (settings, error) {
@@ -74,7 +80,7 @@ func parse(arguments []string, out io.Writer) (settings, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(out)
 	flags.Usage = func() {
-		fmt.Fprint(out, "usage: bench [flags]\n\nMeasures starts, losses of nodes, a frozen Temporal and drains, and prints Markdown.\n\n")
+		fmt.Fprint(out, "usage: bench [flags]\n\nMeasures starts, losses of nodes, a frozen Temporal, drains and the loss of many nodes at once, and prints Markdown.\n\n")
 		flags.PrintDefaults()
 	}
 	measure := flags.String("measure", strings.Join(all, ","), "what to measure; start-docker needs a Docker engine")
@@ -85,6 +91,7 @@ func parse(arguments []string, out io.Writer) (settings, error) {
 	flags.DurationVar(&s.every, "snapshot-every", workspace.DefaultSnapshotEvery, "the workspaces' interval of snapshots; each is lost at its own age of the newest")
 	flags.DurationVar(&s.freezeFor, "freeze-for", time.Minute, "how long Temporal is frozen")
 	flags.IntVar(&s.parallel, "drain-parallel", workspace.DrainParallel, fmt.Sprintf("how many a drain moves at once: 1 to %d", workspace.MaxDrainParallel))
+	flags.IntVar(&s.crowded, "crowd-workspaces", 1000, "how many run on 20 nodes with pretended instances, of which a quarter is lost: 20 to 5000")
 	if err := flags.Parse(arguments); err != nil {
 		return s, err
 	}
@@ -105,6 +112,8 @@ func parse(arguments []string, out io.Writer) (settings, error) {
 		return s, fmt.Errorf("--snapshot-every %s: want %s to %s", s.every, workspace.MinSnapshotEvery, workspace.MaxSnapshotEvery)
 	case s.parallel < 1 || s.parallel > workspace.MaxDrainParallel:
 		return s, fmt.Errorf("--drain-parallel %d: want 1 to %d", s.parallel, workspace.MaxDrainParallel)
+	case s.crowded < 20 || s.crowded > 5000:
+		return s, fmt.Errorf("--crowd-workspaces %d: want 20 to 5000", s.crowded)
 	case s.freezeFor <= 0:
 		return s, fmt.Errorf("--freeze-for %s: want a time above 0", s.freezeFor)
 	}

@@ -150,12 +150,53 @@ func TestInstanceThatCannotBeFoundIsLookedForAgain(t *testing.T) {
 		return nil
 	}
 	unknown := w.look(time.Hour + 61*time.Second)
+	var given *workspace.State // after a look was given up, before the next
+	for i := range 360 {
+		w.at(time.Hour+time.Duration(i)*time.Second, func() {
+			if state := w.state(); given == nil && state.Look != nil && state.Look.Attempts > 0 && state.Operation == nil {
+				given = &state
+			}
+		})
+	}
 	after := w.look(10 * time.Hour)
 	w.run(11 * time.Hour)
 	require.NotNil(t, unknown.Look)
+	require.NotNil(t, given)
+	require.Contains(t, given.Look.Why, "the engine does not answer")
+	require.Contains(t, workspace.Explain(*given, nil, given.Since.Add(time.Hour)).Doing, "the engine does not answer")
 	doing := workspace.Explain(*unknown, nil, unknown.Since.Add(time.Hour)).Doing
 	require.Contains(t, doing, "node-1")
 	require.NotContains(t, doing, "Nothing: it is running")
+	w.requireRunsWith(after, nodeOne, "first++")
+	require.Nil(t, after.Look)
+}
+
+// What cannot be started again is tried again, and it is said meanwhile that it does not run, and why.
+func TestInstanceThatCannotBeStartedAgainSaysWhy(t *testing.T) {
+	w := runningAt(t, true)
+	w.restarted(time.Hour, "two", func() { w.runs["node-1/1"] = false })
+	away := true
+	w.fail = func(activity string, attempt int) error {
+		if activity == workspace.ActivityStartInstance && attempt > 1 && away {
+			return errors.New("the engine is starting")
+		}
+		return nil
+	}
+	var given *workspace.State
+	for i := range 600 {
+		w.at(time.Hour+time.Duration(i)*time.Second, func() {
+			if state := w.state(); given == nil && state.Look != nil && state.Look.Attempts > 0 && state.Operation == nil {
+				given, away = &state, false
+			}
+		})
+	}
+	after := w.look(2 * time.Hour)
+	w.run(3 * time.Hour)
+	require.NotNil(t, given)
+	require.Equal(t, workspace.Recovering, given.Phase)
+	require.Contains(t, given.Reason, "starting it again there failed")
+	require.Contains(t, given.Reason, "the engine is starting")
+	require.Contains(t, workspace.Explain(*given, nil, given.Since).Doing, "the engine is starting")
 	w.requireRunsWith(after, nodeOne, "first++")
 	require.Nil(t, after.Look)
 }

@@ -1,8 +1,6 @@
 package testsuite_test
 
 import (
-	"errors"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -15,66 +13,43 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
-
-// storedNames lists what the directory store holds that has all these words in its path.
-func (s *stack) storedNames(t *testing.T, words ...string) []string {
-	t.Helper()
-	root := filepath.Join(s.dir, "store")
-	var found []string
-	require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) && path != root {
-			return nil // it went meanwhile
-		}
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		name, err := filepath.Rel(root, path)
-		for _, word := range words {
-			if !strings.Contains(name, word) {
-				return err
-			}
-		}
-		found = append(found, name)
-		return err
-	}))
-	return found
-}
 
 // TestStoreAway proves A2 and invariant 2: with policy any a stop is acknowledged when one store holds everything, and
 // says what is owed; the content stays on its node until the other store has it too, and then goes by itself.
 func TestStoreAway(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "any", "process")
-	must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 3, 6, 1<<20))
-	node, content := contentDir(t, s, "web")
-	before := manifest(t, content)
+	s := stack.New(t, "any", "process")
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", stack.RandomTree(t, 3, 6, 1<<20))
+	node, content := stack.ContentDir(t, s, "web")
+	before := stack.Manifest(t, content)
 
 	require.NoError(t, s.Storage().Kill())
-	must(t, s, 6, []string{"is stopped", "still owed: gs://holdfast", "the content stays on node " + node}, "stop", "web")
-	state := show(t, s, "web")
+	stack.Must(t, s, 6, []string{"is stopped", "still owed: gs://holdfast", "the content stays on node " + node}, "stop", "web")
+	state := stack.Show(t, s, "web")
 	require.Equal(t, workspace.Stopped, state.Phase)
 	require.NotNil(t, state.Kept)
 	require.Equal(t, []string{"gs://holdfast"}, state.Kept.Owed)
-	requireSame(t, before, content)                        // invariant 2
-	must(t, s, 0, []string{"gs://holdfast"}, "why", "web") // what is owed is said until it is there
-	require.NotEmpty(t, s.storedNames(t, "catalog/nodes/"+node, state.ID), "the content's node has to be on record")
+	stack.RequireSame(t, before, content)                        // invariant 2
+	stack.Must(t, s, 0, []string{"gs://holdfast"}, "why", "web") // what is owed is said until it is there
+	require.NotEmpty(t, s.StoredNames(t, "catalog/nodes/"+node, state.ID), "the content's node has to be on record")
 	resticCheck(t, s, state)
 
 	require.NoError(t, s.Storage().Start(t.Context()))
-	waitState(t, s, "web", "the content is released by itself", patience, func(state workspace.State) bool {
+	stack.WaitState(t, s, "web", "the content is released by itself", stack.Patience, func(state workspace.State) bool {
 		return state.Kept == nil && state.Operation == nil
 	})
 	require.NoDirExists(t, filepath.Dir(content))
-	require.Empty(t, s.storedNames(t, "catalog/nodes/"+node, state.ID))
-	require.NotContains(t, cli(t, s, "why", "web").stdout, "owed")
+	require.Empty(t, s.StoredNames(t, "catalog/nodes/"+node, state.ID))
+	require.NotContains(t, stack.CLI(t, s, "why", "web").Stdout, "owed")
 
 	// What the late store got is whole: it alone is enough.
-	require.NoError(t, os.Rename(s.repository(state.ID), s.repository(state.ID)+".away"))
-	must(t, s, 0, nil, "start", "web", "--not-node", node)
-	_, restored := contentDir(t, s, "web")
-	requireSame(t, before, restored)
+	require.NoError(t, os.Rename(s.Repository(state.ID), s.Repository(state.ID)+".away"))
+	stack.Must(t, s, 0, nil, "start", "web", "--not-node", node)
+	_, restored := stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, before, restored)
 }
 
 // TestChangedContentIsBackedUpAgain proves invariant 1: content that was changed after its backup is not removed, whatever
@@ -82,61 +57,61 @@ func TestStoreAway(t *testing.T) {
 // one before still has what it was.
 func TestChangedContentIsBackedUpAgain(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "any", "process")
-	must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 4, 4, 1<<20))
-	node, content := contentDir(t, s, "web")
+	s := stack.New(t, "any", "process")
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", stack.RandomTree(t, 4, 4, 1<<20))
+	node, content := stack.ContentDir(t, s, "web")
 	require.NoError(t, s.Storage().Kill())
-	must(t, s, 6, nil, "stop", "web")
-	first := show(t, s, "web").Head.Snapshot
-	old := manifest(t, content)
+	stack.Must(t, s, 6, nil, "stop", "web")
+	first := stack.Show(t, s, "web").Head.Snapshot
+	old := stack.Manifest(t, content)
 
 	changed := filepath.Join(content, "part-0", "file-0")
 	require.NoError(t, os.WriteFile(changed, []byte("written after the backup"), 0o644))
-	before := manifest(t, content)
+	before := stack.Manifest(t, content)
 	require.NoError(t, s.Storage().Start(t.Context()))
-	state := waitState(t, s, "web", "the content is backed up again and released", patience, func(state workspace.State) bool {
+	state := stack.WaitState(t, s, "web", "the content is backed up again and released", stack.Patience, func(state workspace.State) bool {
 		return state.Kept == nil && state.Operation == nil
 	})
 	require.Equal(t, workspace.Stopped, state.Phase)
 	require.NotEqual(t, first, state.Head.Snapshot)
 	require.NoDirExists(t, filepath.Dir(content))
-	must(t, s, 0, nil, "start", "web", "--not-node", node)
-	_, restored := contentDir(t, s, "web")
-	requireSame(t, before, restored)
+	stack.Must(t, s, 0, nil, "start", "web", "--not-node", node)
+	_, restored := stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, before, restored)
 
-	must(t, s, 0, nil, "stop", "web")
-	must(t, s, 0, nil, "restore", "web", "--snapshot", first)
-	_, restored = contentDir(t, s, "web")
-	requireSame(t, old, restored)
+	stack.Must(t, s, 0, nil, "stop", "web")
+	stack.Must(t, s, 0, nil, "restore", "web", "--snapshot", first)
+	_, restored = stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, old, restored)
 }
 
 // TestOlderVersionIsRefused proves A16 and invariant 4: while a store cannot be asked, it may hold a newer version; a
 // start says so, names the version it would use, and uses it only when it is told to.
 func TestOlderVersionIsRefused(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "any", "process")
-	must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 5, 4, 1<<20))
-	node, content := contentDir(t, s, "web")
-	before := manifest(t, content)
-	must(t, s, 0, nil, "stop", "web")
-	head := show(t, s, "web").Head
+	s := stack.New(t, "any", "process")
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", stack.RandomTree(t, 5, 4, 1<<20))
+	node, content := stack.ContentDir(t, s, "web")
+	before := stack.Manifest(t, content)
+	stack.Must(t, s, 0, nil, "stop", "web")
+	head := stack.Show(t, s, "web").Head
 	require.NotNil(t, head)
 
 	require.NoError(t, s.Storage().Kill())
-	must(t, s, 4, []string{"gs://holdfast cannot be listed", "--accept-version " + head.Snapshot, "nothing was started"}, "start", "web")
-	state := show(t, s, "web")
+	stack.Must(t, s, 4, []string{"gs://holdfast cannot be listed", "--accept-version " + head.Snapshot, "nothing was started"}, "start", "web")
+	state := stack.Show(t, s, "web")
 	require.Equal(t, workspace.Stopped, state.Phase)
 	require.Nil(t, state.Instance)
-	require.Empty(t, s.instances(t))
-	must(t, s, 4, nil, "start", "web", "--accept-version", strings.Repeat("0123456789abcdef", 4))
+	require.Empty(t, instances(t, s))
+	stack.Must(t, s, 4, nil, "start", "web", "--accept-version", strings.Repeat("0123456789abcdef", 4))
 
-	must(t, s, 0, []string{"restored from snapshot"}, "start", "web", "--not-node", node, "--accept-version", head.Snapshot)
-	_, restored := contentDir(t, s, "web")
-	requireSame(t, before, restored)
+	stack.Must(t, s, 0, []string{"restored from snapshot"}, "start", "web", "--not-node", node, "--accept-version", head.Snapshot)
+	_, restored := stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, before, restored)
 }
 
 // instances lists every instance's directory on every node, with what is on its way to the trash.
-func (s *stack) instances(t *testing.T) []string {
+func instances(t *testing.T, s *stack.Stack) []string {
 	t.Helper()
 	var found []string
 	for _, node := range s.Nodes() {
@@ -156,15 +131,15 @@ func (s *stack) instances(t *testing.T) []string {
 // content is kept, can be fetched, and is backed up by the next stop.
 func TestDownloadInEveryState(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "all", "process")
-	must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 6, 6, 1<<20))
-	_, content := contentDir(t, s, "web")
-	before := manifest(t, content)
+	s := stack.New(t, "all", "process")
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", stack.RandomTree(t, 6, 6, 1<<20))
+	_, content := stack.ContentDir(t, s, "web")
+	before := stack.Manifest(t, content)
 	fetch := func(state string, says ...string) {
 		t.Helper()
 		dir := t.TempDir()
 		file, target := filepath.Join(dir, "content.tar"), filepath.Join(dir, "content")
-		must(t, s, 0, says, "download", "web", "-o", file)
+		stack.Must(t, s, 0, says, "download", "web", "-o", file)
 		require.NoError(t, os.Mkdir(target, 0o755))
 		output, err := exec.Command("tar", "-xpf", file, "-C", target, "--numeric-owner").CombinedOutput()
 		require.NoError(t, err, string(output))
@@ -173,49 +148,49 @@ func TestDownloadInEveryState(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, os.Chmod(target, info.Mode()))
 		require.NoError(t, os.Chtimes(target, info.ModTime(), info.ModTime()))
-		require.Empty(t, differences(t, before, target), state)
+		require.Empty(t, stack.Differences(t, before, target), state)
 	}
 	fetch("running")
 
 	require.NoError(t, s.Storage().Kill())
-	operation := detached(t, s, "stop", "web")
-	state := waitState(t, s, "web", "the stop backs up", patience, func(state workspace.State) bool {
+	operation := stack.Detached(t, s, "stop", "web")
+	state := stack.WaitState(t, s, "web", "the stop backs up", stack.Patience, func(state workspace.State) bool {
 		return state.Operation != nil && state.Operation.Step == workspace.StepBackup
 	})
 	require.Equal(t, workspace.Stopping, state.Phase)
 	fetch("stopping, with a store away")
 
-	must(t, s, 4, nil, "delete", "web")
+	stack.Must(t, s, 4, nil, "delete", "web")
 	require.NoError(t, s.Storage().Start(t.Context()))
-	waitState(t, s, "web", "the stop completes", patience, func(state workspace.State) bool {
-		_, over := ended(state, operation)
+	stack.WaitState(t, s, "web", "the stop completes", stack.Patience, func(state workspace.State) bool {
+		_, over := stack.Ended(state, operation)
 		return over && state.Phase == workspace.Stopped && state.Kept == nil && state.Operation == nil
 	})
-	require.Empty(t, s.instances(t))
+	require.Empty(t, instances(t, s))
 	fetch("stopped, from the stores")
 
-	must(t, s, 0, nil, "start", "web")
-	_, content = contentDir(t, s, "web")
+	stack.Must(t, s, 0, nil, "start", "web")
+	_, content = stack.ContentDir(t, s, "web")
 	require.NoError(t, os.WriteFile(filepath.Join(content, "new"), []byte("only on the node"), 0o644))
-	before = manifest(t, content)
+	before = stack.Manifest(t, content)
 	require.NoError(t, s.Storage().Kill())
-	detached(t, s, "stop", "web")
-	waitState(t, s, "web", "the stop backs up", patience, func(state workspace.State) bool {
+	stack.Detached(t, s, "stop", "web")
+	stack.WaitState(t, s, "web", "the stop backs up", stack.Patience, func(state workspace.State) bool {
 		return state.Operation != nil && state.Operation.Step == workspace.StepBackup
 	})
 	// The seal is recorded on every store of the policy, so that unstick waits for the store, too.
-	unstick := detached(t, s, "unstick", "web")
+	unstick := stack.Detached(t, s, "unstick", "web")
 	fetch("being unstuck, with a store away")
 	require.NoError(t, s.Storage().Start(t.Context()))
-	state = waitState(t, s, "web", "it is unstuck", patience, func(state workspace.State) bool {
-		_, over := ended(state, unstick)
+	state = stack.WaitState(t, s, "web", "it is unstuck", stack.Patience, func(state workspace.State) bool {
+		_, over := stack.Ended(state, unstick)
 		return over
 	})
 	require.NotNil(t, state.Kept)
-	requireSame(t, before, content)
+	stack.RequireSame(t, before, content)
 	fetch("kept")
-	must(t, s, 4, []string{"newest content is only on node"}, "delete", "web")
-	must(t, s, 0, []string{"is stopped"}, "stop", "web")
+	stack.Must(t, s, 4, []string{"newest content is only on node"}, "delete", "web")
+	stack.Must(t, s, 0, []string{"is stopped"}, "stop", "web")
 	fetch("stopped again")
 }
 
@@ -227,23 +202,23 @@ func TestDeadStoreCostsLittle(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		t.Run(map[bool]string{false: "cut", true: "silent"}[silent], func(t *testing.T) {
 			t.Parallel()
-			s := newStack(t, "any", "process")
-			must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 3, 6, 1<<20))
-			usual := must(t, s, 0, nil, "stop", "web").took
-			usual += must(t, s, 0, nil, "start", "web").took
-			usual += must(t, s, 0, nil, "key", "show", "web").took
+			s := stack.New(t, "any", "process")
+			stack.Must(t, s, 0, nil, "start", "web", "--from-dir", stack.RandomTree(t, 3, 6, 1<<20))
+			usual := stack.Must(t, s, 0, nil, "stop", "web").Took
+			usual += stack.Must(t, s, 0, nil, "start", "web").Took
+			usual += stack.Must(t, s, 0, nil, "key", "show", "web").Took
 
 			require.NoError(t, s.Storage().Kill())
 			tried := deadServer(t, strings.TrimPrefix(s.StorageURL(), "http://"), silent)
-			took := must(t, s, 6, []string{"is stopped", "still owed: gs://holdfast"}, "stop", "web").took
+			took := stack.Must(t, s, 6, []string{"is stopped", "still owed: gs://holdfast"}, "stop", "web").Took
 			t.Logf("a stop: %s, connections: %d", took.Round(time.Millisecond), tried.Load())
 			require.Less(t, tried.Load(), int64(60))
-			state := show(t, s, "web")
+			state := stack.Show(t, s, "web")
 			require.Equal(t, []string{"gs://holdfast"}, state.Kept.Owed)
-			start := must(t, s, 0, nil, "start", "web")
-			t.Logf("a start: %s, connections: %d", start.took.Round(time.Millisecond), tried.Load())
-			key := must(t, s, 0, nil, "key", "show", "web")
-			t.Logf("the key: %s, connections: %d; usually all three take %s", key.took.Round(time.Millisecond), tried.Load(), usual.Round(time.Millisecond))
+			start := stack.Must(t, s, 0, nil, "start", "web")
+			t.Logf("a start: %s, connections: %d", start.Took.Round(time.Millisecond), tried.Load())
+			key := stack.Must(t, s, 0, nil, "key", "show", "web")
+			t.Logf("the key: %s, connections: %d; usually all three take %s", key.Took.Round(time.Millisecond), tried.Load(), usual.Round(time.Millisecond))
 			require.Positive(t, tried.Load())
 			// Three processes find out, each by some twenty tries at most; then there are only probes and one try for each
 			// question to the catalog. The release that the start interrupts needs the store, and tries until then.
@@ -256,7 +231,7 @@ func TestDeadStoreCostsLittle(t *testing.T) {
 func deadServer(t *testing.T, address string, silent bool) *atomic.Int64 {
 	t.Helper()
 	var listener net.Listener
-	waitFor(t, "the store's address is free", 30*time.Second, func() (free bool) {
+	stack.WaitFor(t, "the store's address is free", 30*time.Second, func() (free bool) {
 		var err error
 		listener, err = net.Listen("tcp", address)
 		return err == nil

@@ -11,11 +11,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
 // bucketNames lists the objects of the emulated bucket below a prefix, through its own interface.
-func (s *stack) bucketNames(t *testing.T, prefix string) []string {
+func bucketNames(t *testing.T, s *stack.Stack, prefix string) []string {
 	t.Helper()
 	var names []string
 	for page := ""; ; {
@@ -38,7 +39,7 @@ func (s *stack) bucketNames(t *testing.T, prefix string) []string {
 }
 
 // loseFromBucket deletes objects from the emulated bucket behind the product's back.
-func (s *stack) loseFromBucket(t *testing.T, names []string) {
+func loseFromBucket(t *testing.T, s *stack.Stack, names []string) {
 	t.Helper()
 	require.NotEmpty(t, names, "there is nothing to lose")
 	for _, name := range names {
@@ -52,9 +53,9 @@ func (s *stack) loseFromBucket(t *testing.T, names []string) {
 }
 
 // packs are the files of the repository's packs in the directory store.
-func (s *stack) packs(t *testing.T, id string) []string {
+func packs(t *testing.T, s *stack.Stack, id string) []string {
 	t.Helper()
-	packs, err := filepath.Glob(filepath.Join(s.repository(id), "data", "*", "*"))
+	packs, err := filepath.Glob(filepath.Join(s.Repository(id), "data", "*", "*"))
 	require.NoError(t, err)
 	require.NotEmpty(t, packs)
 	return packs
@@ -65,31 +66,31 @@ func (s *stack) packs(t *testing.T, id string) []string {
 // nothing half there and nothing removed.
 func TestSnapshotGone(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "all", "process")
-	must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 7, 6, 1<<20))
-	node, content := contentDir(t, s, "web")
-	before := manifest(t, content)
-	must(t, s, 0, nil, "stop", "web")
-	state := show(t, s, "web")
+	s := stack.New(t, "all", "process")
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", stack.RandomTree(t, 7, 6, 1<<20))
+	node, content := stack.ContentDir(t, s, "web")
+	before := stack.Manifest(t, content)
+	stack.Must(t, s, 0, nil, "stop", "web")
+	state := stack.Show(t, s, "web")
 	prefix := workspace.RepositoryPrefix(state.ID) + "/data/"
-	require.Empty(t, s.instances(t))
+	require.Empty(t, instances(t, s))
 
-	lost := s.bucketNames(t, prefix)
-	s.loseFromBucket(t, lost)
-	must(t, s, 0, []string{"were missing or damaged on gs://holdfast", "came from another store"}, "start", "web", "--not-node", node)
-	node, content = contentDir(t, s, "web")
-	requireSame(t, before, content)
+	lost := bucketNames(t, s, prefix)
+	loseFromBucket(t, s, lost)
+	stack.Must(t, s, 0, []string{"were missing or damaged on gs://holdfast", "came from another store"}, "start", "web", "--not-node", node)
+	node, content = stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, before, content)
 
 	// A stop is done only when every store holds everything that the snapshot references, also what was stored long ago
 	// (invariant 1).
-	must(t, s, 0, []string{"is stopped"}, "stop", "web")
-	require.Subset(t, s.bucketNames(t, prefix), lost, "a stop was done although a store lacks old packs")
-	require.Empty(t, s.instances(t))
+	stack.Must(t, s, 0, []string{"is stopped"}, "stop", "web")
+	require.Subset(t, bucketNames(t, s, prefix), lost, "a stop was done although a store lacks old packs")
+	require.Empty(t, instances(t, s))
 
 	// Now one store has lost them and the other has damaged ones of the right size.
-	s.loseFromBucket(t, s.bucketNames(t, prefix))
+	loseFromBucket(t, s, bucketNames(t, s, prefix))
 	damaged := map[string][]byte{}
-	for _, path := range s.packs(t, state.ID) {
+	for _, path := range packs(t, s, state.ID) {
 		whole, err := os.ReadFile(path)
 		require.NoError(t, err)
 		damaged[path] = whole
@@ -100,32 +101,32 @@ func TestSnapshotGone(t *testing.T) {
 		require.NoError(t, os.Chmod(path, 0o600))
 		require.NoError(t, os.WriteFile(path, bad, 0o600))
 	}
-	must(t, s, 1, []string{"safe:", "mend:"}, "start", "web", "--not-node", node)
-	state = show(t, s, "web")
+	stack.Must(t, s, 1, []string{"safe:", "mend:"}, "start", "web", "--not-node", node)
+	state = stack.Show(t, s, "web")
 	require.Equal(t, workspace.Blocked, state.Phase)
 	require.Nil(t, state.Instance)
 	require.Contains(t, []workspace.ErrorType{workspace.ErrorDamaged, workspace.ErrorSnapshotMissing}, state.Block.Type)
-	require.Empty(t, s.instances(t), "something half restored is left") // invariant 5
-	must(t, s, 0, []string{"Blocked"}, "why", "web")
+	require.Empty(t, instances(t, s), "something half restored is left") // invariant 5
+	stack.Must(t, s, 0, []string{"Blocked"}, "why", "web")
 
 	// The damage is mended from elsewhere (a copy of the store): nothing stands in the way of a start.
 	for path, whole := range damaged {
 		require.NoError(t, os.WriteFile(path, whole, 0o600))
 	}
-	must(t, s, 0, []string{"came from another store"}, "start", "web")
-	_, content = contentDir(t, s, "web")
-	requireSame(t, before, content)
+	stack.Must(t, s, 0, []string{"came from another store"}, "start", "web")
+	_, content = stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, before, content)
 }
 
 // TestForeignIdentity proves invariant 5: content whose identity file names another instance is neither snapshotted nor
 // removed.
 func TestForeignIdentity(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "any", "process")
-	must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 8, 3, 1<<20))
-	_, content := contentDir(t, s, "web")
-	before := manifest(t, content)
-	state := show(t, s, "web")
+	s := stack.New(t, "any", "process")
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", stack.RandomTree(t, 8, 3, 1<<20))
+	_, content := stack.ContentDir(t, s, "web")
+	before := stack.Manifest(t, content)
+	state := stack.Show(t, s, "web")
 	path := filepath.Join(filepath.Dir(content), "identity.json")
 	mine, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -133,19 +134,19 @@ func TestForeignIdentity(t *testing.T) {
 	require.NotEqual(t, string(mine), foreign)
 	require.NoError(t, os.WriteFile(path, []byte(foreign), 0o600))
 
-	must(t, s, 1, []string{"belongs to another workspace or instance", "safe:"}, "stop", "web")
-	state = show(t, s, "web")
+	stack.Must(t, s, 1, []string{"belongs to another workspace or instance", "safe:"}, "stop", "web")
+	state = stack.Show(t, s, "web")
 	require.Equal(t, workspace.Blocked, state.Phase)
 	require.Equal(t, workspace.ErrorContentForeign, state.Block.Type)
 	require.Nil(t, state.Head, "foreign content was snapshotted")
-	requireSame(t, before, content)
-	must(t, s, 4, nil, "delete", "web")
-	requireSame(t, before, content)
+	stack.RequireSame(t, before, content)
+	stack.Must(t, s, 4, nil, "delete", "web")
+	stack.RequireSame(t, before, content)
 
 	require.NoError(t, os.WriteFile(path, mine, 0o600))
-	must(t, s, 0, []string{"is stopped"}, "stop", "web")
+	stack.Must(t, s, 0, []string{"is stopped"}, "stop", "web")
 	require.NoDirExists(t, filepath.Dir(content))
-	must(t, s, 0, nil, "start", "web")
-	_, content = contentDir(t, s, "web")
-	requireSame(t, before, content)
+	stack.Must(t, s, 0, nil, "start", "web")
+	_, content = stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, before, content)
 }

@@ -12,6 +12,7 @@ import (
 
 	"holdfast/devstack"
 	"holdfast/devstack/devtest"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -57,7 +58,7 @@ func TestFullDisks(t *testing.T) {
 	// An agent admits nothing below 256 MiB free, so that a disk is a little larger.
 	var small, tiny, store string
 	base := t.TempDir()
-	s := newStack(t, "all", "process", func(options *devstack.StackOptions) {
+	s := stack.New(t, "all", "process", func(options *devstack.StackOptions) {
 		options.Nodes = []string{"large", "small", "tiny"}
 		small = mountTmpfs(t, filepath.Join(options.DataDir, "nodes", "small"), "size=272m")
 		tiny = mountTmpfs(t, filepath.Join(options.DataDir, "nodes", "tiny"), "size=64m")
@@ -66,52 +67,52 @@ func TestFullDisks(t *testing.T) {
 	})
 
 	t.Run("a full workspace is backed up and restored", func(t *testing.T) {
-		must(t, s, 0, nil, "start", "full", "--node", "small")
-		node, content := contentDir(t, s, "full")
+		stack.Must(t, s, 0, nil, "start", "full", "--node", "small")
+		node, content := stack.ContentDir(t, s, "full")
 		require.Equal(t, "small", node)
 		// Bytes that are alike take room on the disk and none in the stores.
-		r := cli(t, s, "exec", "full", "--", "sh", "-c", "mkdir a; echo x > a/file; cat /dev/zero > fill")
-		require.NotZero(t, r.code, "the disk was not filled: %s", r)
+		r := stack.CLI(t, s, "exec", "full", "--", "sh", "-c", "mkdir a; echo x > a/file; cat /dev/zero > fill")
+		require.NotZero(t, r.Code, "the disk was not filled: %s", r)
 		require.Less(t, free(t, small), int64(64<<10), "the disk is not full")
-		before := manifest(t, content)
+		before := stack.Manifest(t, content)
 
-		must(t, s, 0, []string{"is stopped"}, "stop", "full")
+		stack.Must(t, s, 0, []string{"is stopped"}, "stop", "full")
 		require.NoDirExists(t, filepath.Dir(content))
 		require.Greater(t, free(t, small), int64(256<<20), "the room came back")
-		must(t, s, 0, nil, "start", "full", "--node", "large")
-		_, content = contentDir(t, s, "full")
-		requireSame(t, before, content)
+		stack.Must(t, s, 0, nil, "start", "full", "--node", "large")
+		_, content = stack.ContentDir(t, s, "full")
+		stack.RequireSame(t, before, content)
 	})
 
 	t.Run("a node without room is passed over", func(t *testing.T) {
-		must(t, s, 0, []string{"is stopped"}, "stop", "full")
-		before := show(t, s, "full").Head.Snapshot
+		stack.Must(t, s, 0, []string{"is stopped"}, "stop", "full")
+		before := stack.Show(t, s, "full").Head.Snapshot
 		// Nothing is on it, so that it is asked first or second; it has less than its reserve.
-		r := must(t, s, 1, []string{"node tiny has", "MB free", "mend:"}, "start", "full", "--node", "tiny")
+		r := stack.Must(t, s, 1, []string{"node tiny has", "MB free", "mend:"}, "start", "full", "--node", "tiny")
 		require.NotContains(t, r.String(), "panic")
-		state := show(t, s, "full")
+		state := stack.Show(t, s, "full")
 		require.Equal(t, workspace.Stopped, state.Phase)
 		require.Equal(t, before, state.Head.Snapshot)
 		require.Nil(t, state.Kept)
 		entries, err := os.ReadDir(filepath.Join(tiny, "workspaces"))
 		require.NoError(t, err)
 		require.Empty(t, entries, "something was left on the node that refused")
-		must(t, s, 0, []string{"restored from snapshot"}, "start", "full", "--not-node", "large")
-		require.Equal(t, "small", show(t, s, "full").Instance.Node)
+		stack.Must(t, s, 0, []string{"restored from snapshot"}, "start", "full", "--not-node", "large")
+		require.Equal(t, "small", stack.Show(t, s, "full").Instance.Node)
 	})
 
 	t.Run("the disk fills during a restore", func(t *testing.T) {
-		must(t, s, 0, nil, "start", "big", "--node", "large")
-		_, content := contentDir(t, s, "big")
-		must(t, s, 0, nil, "exec", "big", "--", "sh", "-c", "mkdir d; yes holdfast | head -c 300M > d/big; echo y > d/little")
-		before := manifest(t, content)
-		must(t, s, 0, nil, "stop", "big")
-		must(t, s, 0, []string{"is stopped"}, "stop", "full") // its node is empty again
-		head, stored := show(t, s, "big").Head.Snapshot, s.stored(t, "big", "full")
+		stack.Must(t, s, 0, nil, "start", "big", "--node", "large")
+		_, content := stack.ContentDir(t, s, "big")
+		stack.Must(t, s, 0, nil, "exec", "big", "--", "sh", "-c", "mkdir d; yes holdfast | head -c 300M > d/big; echo y > d/little")
+		before := stack.Manifest(t, content)
+		stack.Must(t, s, 0, nil, "stop", "big")
+		stack.Must(t, s, 0, []string{"is stopped"}, "stop", "full") // its node is empty again
+		head, stored := stack.Show(t, s, "big").Head.Snapshot, repositories(t, s, "big", "full")
 
-		must(t, s, 1, []string{"no space left", "safe:", "mend:"}, "start", "big", "--node", "small")
-		require.Equal(t, stored, s.stored(t, "big", "full"), "a repository changed")
-		state := show(t, s, "big")
+		stack.Must(t, s, 1, []string{"no space left", "safe:", "mend:"}, "start", "big", "--node", "small")
+		require.Equal(t, stored, repositories(t, s, "big", "full"), "a repository changed")
+		state := stack.Show(t, s, "big")
 		require.Equal(t, workspace.Stopped, state.Phase, "%+v", state.Block)
 		require.Equal(t, head, state.Head.Snapshot)
 		require.Nil(t, state.Kept)
@@ -120,36 +121,36 @@ func TestFullDisks(t *testing.T) {
 		require.Empty(t, entries, "half a restore was left")
 
 		// The same without being told which node: the next one takes it.
-		must(t, s, 0, []string{"restored from snapshot"}, "start", "big")
-		node, content := contentDir(t, s, "big")
+		stack.Must(t, s, 0, []string{"restored from snapshot"}, "start", "big")
+		node, content := stack.ContentDir(t, s, "big")
 		require.Equal(t, "large", node)
-		requireSame(t, before, content)
-		must(t, s, 0, nil, "stop", "big")
+		stack.RequireSame(t, before, content)
+		stack.Must(t, s, 0, nil, "stop", "big")
 	})
 
 	t.Run("a store fills during a backup", func(t *testing.T) {
-		must(t, s, 0, nil, "start", "random", "--node", "large")
-		_, content := contentDir(t, s, "random")
-		must(t, s, 0, nil, "exec", "random", "--", "sh", "-c", "head -c 96M /dev/urandom > noise; echo z > note")
-		before, stored := manifest(t, content), s.stored(t, "big", "full")
-		r := cli(t, s, "stop", "random", "--timeout", "60s")
-		require.Contains(t, []int{1, 5}, r.code, "%s", r)
-		why := waitSays(t, s, []string{"an object store has no room left", "make room in the store"}, "why", "random")
-		require.Contains(t, []workspace.Phase{workspace.Blocked, workspace.Stopping}, show(t, s, "random").Phase)
-		t.Logf("a full store is said as: %s", why.stdout)
-		_, content = contentDir(t, s, "random")
-		requireSame(t, before, content) // nothing was removed
-		require.Equal(t, stored, s.stored(t, "big", "full"), "another workspace's repository changed")
+		stack.Must(t, s, 0, nil, "start", "random", "--node", "large")
+		_, content := stack.ContentDir(t, s, "random")
+		stack.Must(t, s, 0, nil, "exec", "random", "--", "sh", "-c", "head -c 96M /dev/urandom > noise; echo z > note")
+		before, stored := stack.Manifest(t, content), repositories(t, s, "big", "full")
+		r := stack.CLI(t, s, "stop", "random", "--timeout", "60s")
+		require.Contains(t, []int{1, 5}, r.Code, "%s", r)
+		why := stack.WaitSays(t, s, []string{"an object store has no room left", "make room in the store"}, "why", "random")
+		require.Contains(t, []workspace.Phase{workspace.Blocked, workspace.Stopping}, stack.Show(t, s, "random").Phase)
+		t.Logf("a full store is said as: %s", why.Stdout)
+		_, content = stack.ContentDir(t, s, "random")
+		stack.RequireSame(t, before, content) // nothing was removed
+		require.Equal(t, stored, repositories(t, s, "big", "full"), "another workspace's repository changed")
 
 		resize(t, store, "512m")
-		waitState(t, s, "random", "is stopped", patience, func(state workspace.State) bool {
+		stack.WaitState(t, s, "random", "is stopped", stack.Patience, func(state workspace.State) bool {
 			if state.Phase == workspace.Blocked && state.Operation == nil { // it had given up, and is told to go on
-				detached(t, s, "stop", "random")
+				stack.Detached(t, s, "stop", "random")
 			}
 			return state.Phase == workspace.Stopped && state.Kept == nil && state.Operation == nil
 		})
-		must(t, s, 0, nil, "start", "random", "--node", "large")
-		_, content = contentDir(t, s, "random")
-		requireSame(t, before, content)
+		stack.Must(t, s, 0, nil, "start", "random", "--node", "large")
+		_, content = stack.ContentDir(t, s, "random")
+		stack.RequireSame(t, before, content)
 	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -17,7 +18,7 @@ import (
 // leave nothing out.
 func TestExcludes(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "all", "process")
+	s := stack.New(t, "all", "process")
 	tree := filepath.Join(t.TempDir(), "tree")
 	for name, content := range map[string]string{
 		".holdfastignore": "# a build makes them again\n/build/\n*.o\n!keep.o\n", "main.c": "int main;", "main.o": "o", "keep.o": "k",
@@ -26,34 +27,34 @@ func TestExcludes(t *testing.T) {
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(tree, name)), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(tree, name), []byte(content), 0o644))
 	}
-	must(t, s, 0, nil, "start", "web", "--from-dir", tree)
-	node, content := contentDir(t, s, "web")
-	requireSame(t, tree, content) // what a person sends is not thinned out
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", tree)
+	node, content := stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, tree, content) // what a person sends is not thinned out
 	named := []string{"build/ (.holdfastignore: /build/)", "lib/lib.o (.holdfastignore: *.o)", "main.o (.holdfastignore: *.o)"}
 
 	// Told before anything is lost.
-	must(t, s, 0, append(named, "excluded by .holdfastignore, so not in the snapshot: 3 paths"), "backup", "web")
+	stack.Must(t, s, 0, append(named, "excluded by .holdfastignore, so not in the snapshot: 3 paths"), "backup", "web")
 	require.FileExists(t, filepath.Join(content, "build/deep/out"))
-	must(t, s, 0, append(named, "excluded by .holdfastignore: 3 paths"), "show", "web")
-	must(t, s, 0, []string{"3 paths are excluded from it by .holdfastignore"}, "why", "web")
+	stack.Must(t, s, 0, append(named, "excluded by .holdfastignore: 3 paths"), "show", "web")
+	stack.Must(t, s, 0, []string{"3 paths are excluded from it by .holdfastignore"}, "why", "web")
 
 	// Told at the stop, which is done: nothing is owed, the content goes.
-	before := manifest(t, content)
-	must(t, s, 0, append(named, "web is stopped", "so not in the snapshot, and gone when the content leaves its node: 3 paths"), "stop", "web")
+	before := stack.Manifest(t, content)
+	stack.Must(t, s, 0, append(named, "web is stopped", "so not in the snapshot, and gone when the content leaves its node: 3 paths"), "stop", "web")
 	require.NoDirExists(t, filepath.Dir(content))
 	var listed workspace.SnapshotsResult
-	require.NoError(t, json.Unmarshal([]byte(must(t, s, 0, nil, "snapshots", "web", "-o", "json").stdout), &listed))
+	require.NoError(t, json.Unmarshal([]byte(stack.Must(t, s, 0, nil, "snapshots", "web", "-o", "json").Stdout), &listed))
 	require.Len(t, listed.Snapshots, 2)
 	for _, line := range listed.Snapshots {
 		require.EqualValues(t, 3, line.Excluded, "%+v", line)
 	}
-	must(t, s, 0, []string{"EXCL"}, "snapshots", "web")
+	stack.Must(t, s, 0, []string{"EXCL"}, "snapshots", "web")
 
 	// Told when it is restored, and exactly that is missing.
-	must(t, s, 0, append(named, "restored from snapshot", "excluded by .holdfastignore when this snapshot was made: 3 paths"), "start", "web", "--not-node", node)
-	_, restored := contentDir(t, s, "web")
+	stack.Must(t, s, 0, append(named, "restored from snapshot", "excluded by .holdfastignore when this snapshot was made: 3 paths"), "start", "web", "--not-node", node)
+	_, restored := stack.ContentDir(t, s, "web")
 	var missing []string
-	for line := range strings.Lines(differences(t, restored, before)) { // what would go if before were made like it
+	for line := range strings.Lines(stack.Differences(t, restored, before)) { // what would go if before were made like it
 		missing = append(missing, strings.TrimSpace(line))
 	}
 	require.ElementsMatch(t, []string{
@@ -61,11 +62,11 @@ func TestExcludes(t *testing.T) {
 	}, missing)
 
 	// Changed rules with a mistake in them leave nothing out, and it is said.
-	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "mkdir build; echo again > build/out; echo '*.[o' >> .holdfastignore")
-	before = manifest(t, restored)
-	stopped := must(t, s, 0, []string{"web is stopped", ".holdfastignore leaves nothing out: line 5", "is not a pattern"}, "stop", "web")
-	require.NotContains(t, stopped.stdout, "so not in the snapshot")
-	must(t, s, 0, nil, "start", "web")
-	_, restored = contentDir(t, s, "web")
-	requireSame(t, before, restored)
+	stack.Must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "mkdir build; echo again > build/out; echo '*.[o' >> .holdfastignore")
+	before = stack.Manifest(t, restored)
+	stopped := stack.Must(t, s, 0, []string{"web is stopped", ".holdfastignore leaves nothing out: line 5", "is not a pattern"}, "stop", "web")
+	require.NotContains(t, stopped.Stdout, "so not in the snapshot")
+	stack.Must(t, s, 0, nil, "start", "web")
+	_, restored = stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, before, restored)
 }

@@ -13,14 +13,15 @@ import (
 
 	"holdfast/devstack/devtest"
 	"holdfast/storage/resolver/dnsserver"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
 // download fetches a workspace's content and unpacks it.
-func download(t *testing.T, s *stack, says string, args ...string) string {
+func download(t *testing.T, s *stack.Stack, says string, args ...string) string {
 	t.Helper()
 	archive := filepath.Join(t.TempDir(), "content.tar")
-	must(t, s, 0, []string{says}, append([]string{"download", "-o", archive}, args...)...)
+	stack.Must(t, s, 0, []string{says}, append([]string{"download", "-o", archive}, args...)...)
 	into := filepath.Join(t.TempDir(), "content")
 	require.NoError(t, os.Mkdir(into, 0o755))
 	output, err := exec.Command("tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-xpf", archive, "-C", into).CombinedOutput()
@@ -43,11 +44,11 @@ func requireSameTar(t *testing.T, want, got string) {
 // TestDownloadInEveryState is A6: running, waiting for storage, blocked, stopped; with a store away and with all of them.
 func TestDownloadWithoutStores(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "all", "process")
-	must(t, s, 0, nil, "start", "web", "--from-dir", fidelityTree(t))
-	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "echo edited > work.txt")
-	node, content := contentDir(t, s, "web")
-	before := manifest(t, content)
+	s := stack.New(t, "all", "process")
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", fidelityTree(t))
+	stack.Must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "echo edited > work.txt")
+	node, content := stack.ContentDir(t, s, "web")
+	before := stack.Manifest(t, content)
 
 	requireSameTar(t, before, download(t, s, "as they are now", "web"))
 	one := download(t, s, "as they are now", "web", "--path", "bin")
@@ -59,12 +60,12 @@ func TestDownloadWithoutStores(t *testing.T) {
 		server.SetMode(dnsserver.Drop)
 	}
 	require.NoError(t, s.Storage().Kill())
-	store := filepath.Join(s.dir, "store")
+	store := filepath.Join(s.Dir, "store")
 	require.NoError(t, os.Rename(store, store+".away"))
-	must(t, s, 5, []string{"goes on", "nothing was interrupted"}, "stop", "web", "--timeout", "3s")
-	require.Equal(t, workspace.Stopping, show(t, s, "web").Phase)
+	stack.Must(t, s, 5, []string{"goes on", "nothing was interrupted"}, "stop", "web", "--timeout", "3s")
+	require.Equal(t, workspace.Stopping, stack.Show(t, s, "web").Phase)
 	requireSameTar(t, before, download(t, s, "on node "+node, "web"))
-	requireSame(t, before, content)
+	stack.RequireSame(t, before, content)
 
 	// Both are back, and it goes on by itself.
 	require.NoError(t, os.Rename(store+".away", store))
@@ -72,7 +73,7 @@ func TestDownloadWithoutStores(t *testing.T) {
 	for _, server := range s.DNS() {
 		server.SetMode(dnsserver.Answer)
 	}
-	state := waitState(t, s, "web", "is stopped", patience, func(state workspace.State) bool {
+	state := stack.WaitState(t, s, "web", "is stopped", stack.Patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Stopped && state.Kept == nil && state.Operation == nil
 	})
 	require.NoDirExists(t, content)
@@ -88,118 +89,118 @@ func TestDownloadWithoutStores(t *testing.T) {
 // TestLifeOfAWorkspace is what else a person does: environment, sources, older versions, unsticking, deleting.
 func TestLifeOfAWorkspace(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "any", "process")
+	s := stack.New(t, "any", "process")
 
 	t.Run("environment", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "env")
 		require.NoError(t, os.WriteFile(file, []byte("# ours\nFROM_FILE=a b=c\nTOLD=file\n"), 0o600))
-		must(t, s, 0, nil, "start", "env", "--env-file", file, "--env", "TOLD=flag", "--env", "EMPTY=")
-		r := must(t, s, 0, nil, "exec", "env", "--env", "ONCE=1", "--", "sh", "-c", `echo "$FROM_FILE|$TOLD|${EMPTY-unset}|$ONCE"`)
-		require.Equal(t, "a b=c|flag||1\n", r.stdout)
+		stack.Must(t, s, 0, nil, "start", "env", "--env-file", file, "--env", "TOLD=flag", "--env", "EMPTY=")
+		r := stack.Must(t, s, 0, nil, "exec", "env", "--env", "ONCE=1", "--", "sh", "-c", `echo "$FROM_FILE|$TOLD|${EMPTY-unset}|$ONCE"`)
+		require.Equal(t, "a b=c|flag||1\n", r.Stdout)
 		// They are the workspace's: another start, on another node, has them again.
-		node := show(t, s, "env").Instance.Node
-		must(t, s, 0, nil, "stop", "env")
-		must(t, s, 0, nil, "start", "env", "--not-node", node)
-		r = must(t, s, 0, nil, "exec", "env", "--", "sh", "-c", `echo "$FROM_FILE|$TOLD|${EMPTY-unset}|${ONCE-unset}"`)
-		require.Equal(t, "a b=c|flag||unset\n", r.stdout)
-		require.NotContains(t, must(t, s, 0, []string{"FROM_FILE"}, "show", "env").String(), "a b=c")
+		node := stack.Show(t, s, "env").Instance.Node
+		stack.Must(t, s, 0, nil, "stop", "env")
+		stack.Must(t, s, 0, nil, "start", "env", "--not-node", node)
+		r = stack.Must(t, s, 0, nil, "exec", "env", "--", "sh", "-c", `echo "$FROM_FILE|$TOLD|${EMPTY-unset}|${ONCE-unset}"`)
+		require.Equal(t, "a b=c|flag||unset\n", r.Stdout)
+		require.NotContains(t, stack.Must(t, s, 0, []string{"FROM_FILE"}, "show", "env").String(), "a b=c")
 	})
 
 	t.Run("from git", func(t *testing.T) {
 		bare, head := gitRepository(t)
-		must(t, s, 0, nil, "start", "git", "--from-git", "file://"+bare)
-		r := must(t, s, 0, nil, "exec", "git", "--", "sh", "-c", "cat README; cat .git/HEAD; git rev-parse HEAD 2>/dev/null || true")
-		require.Contains(t, r.stdout, "hello from git")
-		_, content := contentDir(t, s, "git")
+		stack.Must(t, s, 0, nil, "start", "git", "--from-git", "file://"+bare)
+		r := stack.Must(t, s, 0, nil, "exec", "git", "--", "sh", "-c", "cat README; cat .git/HEAD; git rev-parse HEAD 2>/dev/null || true")
+		require.Contains(t, r.Stdout, "hello from git")
+		_, content := stack.ContentDir(t, s, "git")
 		found, err := exec.Command("git", "-c", "safe.directory=*", "-C", content, "rev-parse", "HEAD").CombinedOutput()
 		require.NoError(t, err, string(found))
 		require.Equal(t, head, strings.TrimSpace(string(found)))
-		must(t, s, 0, nil, "stop", "git")
+		stack.Must(t, s, 0, nil, "stop", "git")
 
 		// One that is not there fails for good, and leaves nothing.
-		must(t, s, 1, []string{"nowhere.git", "mend:"}, "start", "nogit", "--from-git", "file://"+bare+"/nowhere.git")
-		require.Nil(t, show(t, s, "nogit").Instance)
+		stack.Must(t, s, 1, []string{"nowhere.git", "mend:"}, "start", "nogit", "--from-git", "file://"+bare+"/nowhere.git")
+		require.Nil(t, stack.Show(t, s, "nogit").Instance)
 	})
 
 	t.Run("from another workspace's snapshot", func(t *testing.T) {
-		must(t, s, 0, nil, "start", "copy", "--from-snapshot", "git")
-		require.Equal(t, "hello from git\n", must(t, s, 0, nil, "exec", "copy", "--", "cat", "README").stdout)
+		stack.Must(t, s, 0, nil, "start", "copy", "--from-snapshot", "git")
+		require.Equal(t, "hello from git\n", stack.Must(t, s, 0, nil, "exec", "copy", "--", "cat", "README").Stdout)
 		// It is its own from there on.
-		must(t, s, 0, nil, "exec", "copy", "--", "sh", "-c", "echo changed > README")
-		must(t, s, 0, nil, "stop", "copy")
-		require.NotEqual(t, show(t, s, "git").ID, show(t, s, "copy").ID)
-		must(t, s, 0, nil, "start", "git")
-		require.Equal(t, "hello from git\n", must(t, s, 0, nil, "exec", "git", "--", "cat", "README").stdout)
-		must(t, s, 0, nil, "stop", "git")
-		must(t, s, 3, []string{"nobody"}, "start", "orphan", "--from-snapshot", "nobody")
+		stack.Must(t, s, 0, nil, "exec", "copy", "--", "sh", "-c", "echo changed > README")
+		stack.Must(t, s, 0, nil, "stop", "copy")
+		require.NotEqual(t, stack.Show(t, s, "git").ID, stack.Show(t, s, "copy").ID)
+		stack.Must(t, s, 0, nil, "start", "git")
+		require.Equal(t, "hello from git\n", stack.Must(t, s, 0, nil, "exec", "git", "--", "cat", "README").Stdout)
+		stack.Must(t, s, 0, nil, "stop", "git")
+		stack.Must(t, s, 3, []string{"nobody"}, "start", "orphan", "--from-snapshot", "nobody")
 	})
 
 	t.Run("an older version", func(t *testing.T) {
-		must(t, s, 0, nil, "start", "old")
-		must(t, s, 0, nil, "exec", "old", "--", "sh", "-c", "echo one > version; echo kept > both")
-		must(t, s, 0, []string{"is backed up"}, "backup", "old")
-		first := show(t, s, "old").Head.Snapshot
-		must(t, s, 0, nil, "exec", "old", "--", "sh", "-c", "echo two > version; echo new > second")
-		must(t, s, 0, nil, "stop", "old")
-		second := show(t, s, "old").Head.Snapshot
+		stack.Must(t, s, 0, nil, "start", "old")
+		stack.Must(t, s, 0, nil, "exec", "old", "--", "sh", "-c", "echo one > version; echo kept > both")
+		stack.Must(t, s, 0, []string{"is backed up"}, "backup", "old")
+		first := stack.Show(t, s, "old").Head.Snapshot
+		stack.Must(t, s, 0, nil, "exec", "old", "--", "sh", "-c", "echo two > version; echo new > second")
+		stack.Must(t, s, 0, nil, "stop", "old")
+		second := stack.Show(t, s, "old").Head.Snapshot
 		require.NotEqual(t, first, second)
-		listed := must(t, s, 0, nil, "snapshots", "old", "--full").stdout
+		listed := stack.Must(t, s, 0, nil, "snapshots", "old", "--full").Stdout
 		require.Less(t, strings.Index(listed, first), strings.Index(listed, second), "oldest first: %s", listed)
 		require.GreaterOrEqual(t, strings.Index(listed, first), 0)
 
-		must(t, s, 0, []string{"restored from snapshot " + first[:8]}, "restore", "old", "--snapshot", first)
-		require.Equal(t, "one\nkept\nno second\n", must(t, s, 0, nil, "exec", "old", "--", "sh", "-c", "cat version both; cat second 2>/dev/null || echo no second").stdout)
-		must(t, s, 0, nil, "stop", "old")
+		stack.Must(t, s, 0, []string{"restored from snapshot " + first[:8]}, "restore", "old", "--snapshot", first)
+		require.Equal(t, "one\nkept\nno second\n", stack.Must(t, s, 0, nil, "exec", "old", "--", "sh", "-c", "cat version both; cat second 2>/dev/null || echo no second").Stdout)
+		stack.Must(t, s, 0, nil, "stop", "old")
 		// What was gone back from is not lost.
-		must(t, s, 0, nil, "restore", "old", "--snapshot", second)
-		require.Equal(t, "two\n", must(t, s, 0, nil, "exec", "old", "--", "cat", "version").stdout)
-		must(t, s, 0, nil, "stop", "old")
+		stack.Must(t, s, 0, nil, "restore", "old", "--snapshot", second)
+		require.Equal(t, "two\n", stack.Must(t, s, 0, nil, "exec", "old", "--", "cat", "version").Stdout)
+		stack.Must(t, s, 0, nil, "stop", "old")
 		// Nor silently taken: a restore of what does not exist changes nothing.
-		head := show(t, s, "old").Head.Snapshot
-		r := cli(t, s, "restore", "old", "--snapshot", strings.Repeat("0", 64))
-		require.NotZero(t, r.code, "%s", r)
-		require.Equal(t, head, show(t, s, "old").Head.Snapshot)
-		must(t, s, 0, nil, "start", "old")
-		require.Equal(t, "two\n", must(t, s, 0, nil, "exec", "old", "--", "cat", "version").stdout)
-		must(t, s, 0, nil, "stop", "old")
+		head := stack.Show(t, s, "old").Head.Snapshot
+		r := stack.CLI(t, s, "restore", "old", "--snapshot", strings.Repeat("0", 64))
+		require.NotZero(t, r.Code, "%s", r)
+		require.Equal(t, head, stack.Show(t, s, "old").Head.Snapshot)
+		stack.Must(t, s, 0, nil, "start", "old")
+		require.Equal(t, "two\n", stack.Must(t, s, 0, nil, "exec", "old", "--", "cat", "version").Stdout)
+		stack.Must(t, s, 0, nil, "stop", "old")
 	})
 
-	t.Run("unstick", func(t *testing.T) { s.unsticks(t) })
+	t.Run("unstick", func(t *testing.T) { unsticks(t, s) })
 
 	t.Run("delete", func(t *testing.T) {
-		must(t, s, 0, nil, "start", "gone")
-		must(t, s, 0, nil, "exec", "gone", "--", "sh", "-c", "echo mine > file")
-		must(t, s, 4, []string{"stop it first"}, "delete", "gone")
-		must(t, s, 0, nil, "stop", "gone")
-		state := show(t, s, "gone")
-		must(t, s, 0, []string{"is deleted"}, "delete", "gone")
-		waitFor(t, "the workspace is gone", patience, func() bool { return cli(t, s, "start", "gone", "--detach").code == 0 })
+		stack.Must(t, s, 0, nil, "start", "gone")
+		stack.Must(t, s, 0, nil, "exec", "gone", "--", "sh", "-c", "echo mine > file")
+		stack.Must(t, s, 4, []string{"stop it first"}, "delete", "gone")
+		stack.Must(t, s, 0, nil, "stop", "gone")
+		state := stack.Show(t, s, "gone")
+		stack.Must(t, s, 0, []string{"is deleted"}, "delete", "gone")
+		stack.WaitFor(t, "the workspace is gone", stack.Patience, func() bool { return stack.CLI(t, s, "start", "gone", "--detach").Code == 0 })
 		// The same name is another workspace, and the old one's snapshots are still in the stores (invariant 6).
-		waitState(t, s, "gone", "runs", patience, func(state workspace.State) bool { return state.Phase == workspace.Running })
-		again := show(t, s, "gone")
+		stack.WaitState(t, s, "gone", "runs", stack.Patience, func(state workspace.State) bool { return state.Phase == workspace.Running })
+		again := stack.Show(t, s, "gone")
 		require.NotEqual(t, state.ID, again.ID)
-		require.Equal(t, "nothing\n", must(t, s, 0, nil, "exec", "gone", "--", "sh", "-c", "cat file 2>/dev/null || echo nothing").stdout)
-		require.FileExists(t, filepath.Join(s.repository(state.ID), "snapshots", state.Head.Snapshot))
-		require.NotEmpty(t, objects(t, s.store(t, 0), workspace.RepositoryPrefix(state.ID)+"/snapshots/"))
+		require.Equal(t, "nothing\n", stack.Must(t, s, 0, nil, "exec", "gone", "--", "sh", "-c", "cat file 2>/dev/null || echo nothing").Stdout)
+		require.FileExists(t, filepath.Join(s.Repository(state.ID), "snapshots", state.Head.Snapshot))
+		require.NotEmpty(t, stack.Objects(t, s.Store(t, 0), workspace.RepositoryPrefix(state.ID)+"/snapshots/"))
 
-		must(t, s, 0, nil, "exec", "gone", "--", "sh", "-c", "echo secret > file")
-		must(t, s, 0, nil, "stop", "gone")
-		must(t, s, 2, []string{"own name"}, "delete", "gone", "--discard-data", "other")
-		must(t, s, 0, []string{"is deleted"}, "delete", "gone", "--discard-data", "gone")
-		require.Empty(t, objects(t, s.store(t, 0), workspace.RepositoryPrefix(again.ID)+"/"), "its repository is dropped")
-		require.Empty(t, objects(t, s.store(t, 1), workspace.RepositoryPrefix(again.ID)+"/"))
-		require.NotEmpty(t, objects(t, s.store(t, 0), workspace.RepositoryPrefix(state.ID)+"/snapshots/"), "the older one's is not")
+		stack.Must(t, s, 0, nil, "exec", "gone", "--", "sh", "-c", "echo secret > file")
+		stack.Must(t, s, 0, nil, "stop", "gone")
+		stack.Must(t, s, 2, []string{"own name"}, "delete", "gone", "--discard-data", "other")
+		stack.Must(t, s, 0, []string{"is deleted"}, "delete", "gone", "--discard-data", "gone")
+		require.Empty(t, stack.Objects(t, s.Store(t, 0), workspace.RepositoryPrefix(again.ID)+"/"), "its repository is dropped")
+		require.Empty(t, stack.Objects(t, s.Store(t, 1), workspace.RepositoryPrefix(again.ID)+"/"))
+		require.NotEmpty(t, stack.Objects(t, s.Store(t, 0), workspace.RepositoryPrefix(state.ID)+"/snapshots/"), "the older one's is not")
 	})
 }
 
 // unsticks is A11: a stop that waits for stores that never come is sealed, its content kept, and the person works on.
-func (s *stack) unsticks(t *testing.T) {
-	must(t, s, 4, []string{"not stuck"}, "unstick", "env")
-	must(t, s, 0, nil, "start", "stuck")
-	must(t, s, 0, nil, "exec", "stuck", "--", "sh", "-c", "echo precious > file")
-	node, content := contentDir(t, s, "stuck")
-	before := manifest(t, content)
-	store := filepath.Join(s.dir, "store")
+func unsticks(t *testing.T, s *stack.Stack) {
+	stack.Must(t, s, 4, []string{"not stuck"}, "unstick", "env")
+	stack.Must(t, s, 0, nil, "start", "stuck")
+	stack.Must(t, s, 0, nil, "exec", "stuck", "--", "sh", "-c", "echo precious > file")
+	node, content := stack.ContentDir(t, s, "stuck")
+	before := stack.Manifest(t, content)
+	store := filepath.Join(s.Dir, "store")
 	away := func() (back func()) {
 		require.NoError(t, s.Storage().Kill())
 		require.NoError(t, os.Rename(store, store+".away"))
@@ -216,48 +217,48 @@ func (s *stack) unsticks(t *testing.T) {
 	// (invariant 3): the start waits for one, and then goes on with what is there.
 	back := away()
 	defer func() { back() }()
-	must(t, s, 5, nil, "stop", "stuck", "--timeout", "2s")
-	waitSays(t, s, []string{"nothing removes it", "holdfast download stuck"}, "why", "stuck")
-	must(t, s, 5, nil, "start", "stuck", "--timeout", "2s")
-	requireSame(t, before, content)
+	stack.Must(t, s, 5, nil, "stop", "stuck", "--timeout", "2s")
+	stack.WaitSays(t, s, []string{"nothing removes it", "holdfast download stuck"}, "why", "stuck")
+	stack.Must(t, s, 5, nil, "start", "stuck", "--timeout", "2s")
+	stack.RequireSame(t, before, content)
 	back()
-	waitState(t, s, "stuck", "runs again", patience, func(state workspace.State) bool {
+	stack.WaitState(t, s, "stuck", "runs again", stack.Patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Running && state.Operation == nil
 	})
-	_, content = contentDir(t, s, "stuck")
-	requireSame(t, before, content)
+	_, content = stack.ContentDir(t, s, "stuck")
+	stack.RequireSame(t, before, content)
 
 	back = away()
-	must(t, s, 5, nil, "stop", "stuck", "--timeout", "2s")
-	requireSame(t, before, content)
+	stack.Must(t, s, 5, nil, "stop", "stuck", "--timeout", "2s")
+	stack.RequireSame(t, before, content)
 
-	waitState(t, s, "stuck", "the stop is stuck", patience, func(state workspace.State) bool {
+	stack.WaitState(t, s, "stuck", "the stop is stuck", stack.Patience, func(state workspace.State) bool {
 		return state.Operation != nil && state.Operation.Step == workspace.StepBackup
 	})
 
 	// Sealing needs a store to write the new token to (invariant 3): it is accepted and waits for one.
-	must(t, s, 5, nil, "unstick", "stuck", "--timeout", "2s")
-	requireSame(t, before, content)
+	stack.Must(t, s, 5, nil, "unstick", "stuck", "--timeout", "2s")
+	stack.RequireSame(t, before, content)
 	back()
-	state := waitState(t, s, "stuck", "is unstuck", patience, func(state workspace.State) bool {
+	state := stack.WaitState(t, s, "stuck", "is unstuck", stack.Patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Stopped && state.Operation == nil
 	})
 	require.NotNil(t, state.Kept)
 	require.True(t, state.Kept.Held, "what was unstuck is not released by itself")
-	requireSame(t, before, content)
+	stack.RequireSame(t, before, content)
 	require.GreaterOrEqual(t, state.Token, uint64(2), "the attempt is sealed with a new token")
 
 	// Elsewhere would go on without it (invariant 4); here it goes on with it.
-	must(t, s, 4, []string{"newest content", node}, "start", "stuck", "--not-node", node)
-	must(t, s, 0, []string{"going on with the content"}, "start", "stuck")
-	_, content = contentDir(t, s, "stuck")
-	requireSame(t, before, content)
-	must(t, s, 0, []string{"is stopped"}, "stop", "stuck")
+	stack.Must(t, s, 4, []string{"newest content", node}, "start", "stuck", "--not-node", node)
+	stack.Must(t, s, 0, []string{"going on with the content"}, "start", "stuck")
+	_, content = stack.ContentDir(t, s, "stuck")
+	stack.RequireSame(t, before, content)
+	stack.Must(t, s, 0, []string{"is stopped"}, "stop", "stuck")
 	require.NoDirExists(t, filepath.Dir(content))
-	must(t, s, 0, nil, "start", "stuck", "--not-node", node)
-	_, content = contentDir(t, s, "stuck")
-	requireSame(t, before, content)
-	must(t, s, 0, nil, "stop", "stuck")
+	stack.Must(t, s, 0, nil, "start", "stuck", "--not-node", node)
+	_, content = stack.ContentDir(t, s, "stuck")
+	stack.RequireSame(t, before, content)
+	stack.Must(t, s, 0, nil, "stop", "stuck")
 }
 
 // gitRepository is a bare repository with one commit.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/devstack/devtest"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -78,37 +79,37 @@ func fidelityTree(t *testing.T) string {
 // in every respect that a file has (A13), and the stores can be read by stock restic.
 func TestStopAndStartElsewhere(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "all", "process")
+	s := stack.New(t, "all", "process")
 	tree := fidelityTree(t)
-	must(t, s, 0, []string{"is running on node"}, "start", "web", "--from-dir", tree)
-	node, content := contentDir(t, s, "web")
+	stack.Must(t, s, 0, []string{"is running on node"}, "start", "web", "--from-dir", tree)
+	node, content := stack.ContentDir(t, s, "web")
 	// The directory's own modes and times are the volume's, not what was sent.
-	requireSame(t, tree, content)
+	stack.RequireSame(t, tree, content)
 
 	// A day's work, by the person in the workspace.
-	must(t, s, 0, []string{"hello"}, "exec", "web", "--", "sh", "-c", "cd /workspace 2>/dev/null; ./bin/run.sh; echo work > work.txt; rm empty.txt; mv plain.txt renamed.txt; mkdir made; chmod 711 made")
+	stack.Must(t, s, 0, []string{"hello"}, "exec", "web", "--", "sh", "-c", "cd /workspace 2>/dev/null; ./bin/run.sh; echo work > work.txt; rm empty.txt; mv plain.txt renamed.txt; mkdir made; chmod 711 made")
 	require.FileExists(t, filepath.Join(content, "work.txt"))
-	before := manifest(t, content)
+	before := stack.Manifest(t, content)
 
-	must(t, s, 0, []string{"is stopped", "verified and committed"}, "stop", "web")
-	state := show(t, s, "web")
+	stack.Must(t, s, 0, []string{"is stopped", "verified and committed"}, "stop", "web")
+	state := stack.Show(t, s, "web")
 	require.Equal(t, workspace.Stopped, state.Phase)
 	require.Nil(t, state.Kept)
 	require.NoDirExists(t, filepath.Dir(content), "the content has to be gone from its node after a verified stop")
 	resticCheck(t, s, state)
 
-	must(t, s, 0, []string{"restored from snapshot"}, "start", "web", "--not-node", node)
-	other, restored := contentDir(t, s, "web")
+	stack.Must(t, s, 0, []string{"restored from snapshot"}, "start", "web", "--not-node", node)
+	other, restored := stack.ContentDir(t, s, "web")
 	require.NotEqual(t, node, other)
-	requireSame(t, before, restored)
+	stack.RequireSame(t, before, restored)
 	sparse, err := os.Stat(filepath.Join(restored, "sparse.img"))
 	require.NoError(t, err)
 	require.Less(t, sparse.Sys().(*syscall.Stat_t).Blocks*512, int64(8<<20), "the sparse file has to be sparse again")
-	must(t, s, 0, []string{"work"}, "exec", "web", "--", "cat", "work.txt")
+	stack.Must(t, s, 0, []string{"work"}, "exec", "web", "--", "cat", "work.txt")
 }
 
 // resticCheck has stock restic read everything in the directory store's repository of a workspace.
-func resticCheck(t *testing.T, s *stack, state workspace.State) {
+func resticCheck(t *testing.T, s *stack.Stack, state workspace.State) {
 	t.Helper()
 	restic, err := exec.LookPath("restic")
 	if err != nil {
@@ -118,9 +119,9 @@ func resticCheck(t *testing.T, s *stack, state workspace.State) {
 		t.Log("restic is not here: its check was left out")
 		return
 	}
-	password := strings.TrimSpace(must(t, s, 0, nil, "key", "show", state.Name).stdout)
+	password := strings.TrimSpace(stack.Must(t, s, 0, nil, "key", "show", state.Name).Stdout)
 	require.NotEmpty(t, password)
-	command := exec.Command(restic, "-r", s.repository(state.ID), "--no-cache", "check", "--read-data")
+	command := exec.Command(restic, "-r", s.Repository(state.ID), "--no-cache", "check", "--read-data")
 	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "RESTIC_PASSWORD=" + password}
 	output, err := command.CombinedOutput()
 	var exit *exec.ExitError

@@ -15,6 +15,7 @@ import (
 
 	"holdfast/devstack"
 	"holdfast/devstack/devtest"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -50,10 +51,10 @@ func become(program string) error {
 // without the rights of root over files, as they may in production.
 func TestUnreadableFilesKeepTheContent(t *testing.T) {
 	t.Parallel()
-	product := binary(t)
+	product := stack.Binary(t)
 	self, err := os.Executable()
 	require.NoError(t, err)
-	s := newStack(t, "all", "process", func(options *devstack.StackOptions) {
+	s := stack.New(t, "all", "process", func(options *devstack.StackOptions) {
 		options.Binary = self
 		plain := options.Roles
 		through := func(command devstack.Command) devstack.Command {
@@ -70,16 +71,16 @@ func TestUnreadableFilesKeepTheContent(t *testing.T) {
 			},
 		}
 	})
-	must(t, s, 0, nil, "start", "web")
-	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "mkdir locked; echo inside > locked/file; echo secret > closed; echo open > open; chmod 000 closed locked")
-	node, content := contentDir(t, s, "web")
-	before := manifest(t, content) // this test reads everything
-	if r := cli(t, s, "exec", "web", "--", "cat", "closed"); r.code == 0 {
+	stack.Must(t, s, 0, nil, "start", "web")
+	stack.Must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "mkdir locked; echo inside > locked/file; echo secret > closed; echo open > open; chmod 000 closed locked")
+	node, content := stack.ContentDir(t, s, "web")
+	before := stack.Manifest(t, content) // this test reads everything
+	if r := stack.CLI(t, s, "exec", "web", "--", "cat", "closed"); r.Code == 0 {
 		devtest.Missing(t, "root", errors.New("the agent reads everything although it gave that up"))
 	}
 
-	must(t, s, 6, []string{"closed", "locked", "unreadable", "--accept-omissions", "kept on node"}, "stop", "web")
-	state := show(t, s, "web")
+	stack.Must(t, s, 6, []string{"closed", "locked", "unreadable", "--accept-omissions", "kept on node"}, "stop", "web")
+	state := stack.Show(t, s, "web")
 	require.Equal(t, workspace.Blocked, state.Phase)
 	require.Equal(t, workspace.ErrorOmissions, state.Block.Type)
 	require.EqualValues(t, 2, state.Block.Omitted)
@@ -90,28 +91,28 @@ func TestUnreadableFilesKeepTheContent(t *testing.T) {
 	require.Equal(t, map[string]bool{"closed": true, "locked": true}, named)
 	require.NotNil(t, state.Kept)
 	require.EqualValues(t, 2, state.Head.Omitted, "the commit says what it lacks")
-	requireSame(t, before, content) // invariant 1: nothing is removed
+	stack.RequireSame(t, before, content) // invariant 1: nothing is removed
 
 	// A snapshot that nobody has been told of cannot be accepted.
-	must(t, s, 4, []string{"no list of omissions"}, "stop", "web", "--accept-omissions", strings.Repeat("0", 64))
-	requireSame(t, before, content)
+	stack.Must(t, s, 4, []string{"no list of omissions"}, "stop", "web", "--accept-omissions", strings.Repeat("0", 64))
+	stack.RequireSame(t, before, content)
 
 	// A start goes on with all of it.
-	must(t, s, 0, []string{"going on with the content"}, "start", "web")
-	_, again := contentDir(t, s, "web")
-	requireSame(t, before, again)
+	stack.Must(t, s, 0, []string{"going on with the content"}, "start", "web")
+	_, again := stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, before, again)
 
 	// Stopped again, and this time the list is accepted.
-	must(t, s, 6, []string{"closed"}, "stop", "web")
-	state = show(t, s, "web")
-	_, content = contentDir(t, s, "web")
-	must(t, s, 0, []string{"is stopped"}, "stop", "web", "--accept-omissions", state.Kept.Snapshot)
+	stack.Must(t, s, 6, []string{"closed"}, "stop", "web")
+	state = stack.Show(t, s, "web")
+	_, content = stack.ContentDir(t, s, "web")
+	stack.Must(t, s, 0, []string{"is stopped"}, "stop", "web", "--accept-omissions", state.Kept.Snapshot)
 	require.NoDirExists(t, filepath.Dir(content))
-	must(t, s, 0, []string{"restored from snapshot"}, "start", "web", "--not-node", node)
-	_, restored := contentDir(t, s, "web")
+	stack.Must(t, s, 0, []string{"restored from snapshot"}, "start", "web", "--not-node", node)
+	_, restored := stack.ContentDir(t, s, "web")
 	require.FileExists(t, filepath.Join(restored, "open"))
 	// Only what was named is missing.
-	for _, line := range strings.Split(strings.TrimSpace(differences(t, before, restored)), "\n") {
+	for _, line := range strings.Split(strings.TrimSpace(stack.Differences(t, before, restored)), "\n") {
 		require.Regexp(t, `closed|locked|^\.d\.\.t\.+ \./$`, line)
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"holdfast/keys"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -106,14 +107,14 @@ func TestSecretsStaySecret(t *testing.T) {
 		"the git token":           "Planted-Git-Xw41mZr8dPq",
 		"the refused git token":   "Planted-Bad-Tn60sHy5cBe",
 	}
-	s := newStack(t, "all", "process")
+	s := stack.New(t, "all", "process")
 	address, served, refused := gitServer(t, secrets["the git token"])
 
 	var said bytes.Buffer // all that the commands said
-	run := func(code int, args ...string) result {
+	run := func(code int, args ...string) stack.Result {
 		t.Helper()
-		r := must(t, s, code, nil, args...)
-		said.WriteString(r.stdout + r.stderr)
+		r := stack.Must(t, s, code, nil, args...)
+		said.WriteString(r.Stdout + r.Stderr)
 		return r
 	}
 	environment := "TOKEN=" + secrets["the environment's value"]
@@ -123,8 +124,8 @@ func TestSecretsStaySecret(t *testing.T) {
 	arrives := func() {
 		t.Helper()
 		r := run(0, "exec", "web", "--", "sh", "-c", `cat cloned.txt && printf %s "$TOKEN" | sha256sum`)
-		require.Contains(t, r.stdout, "from git")
-		require.Contains(t, r.stdout, hex.EncodeToString(sum[:]), "the value does not arrive, so that its absence elsewhere means nothing")
+		require.Contains(t, r.Stdout, "from git")
+		require.Contains(t, r.Stdout, hex.EncodeToString(sum[:]), "the value does not arrive, so that its absence elsewhere means nothing")
 	}
 	arrives()
 	run(0, "backup", "web")
@@ -138,7 +139,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	run(0, "stop", "web")
 	run(0, "start", "web", "--not-node", "node-1")
 	arrives()
-	password := strings.TrimSpace(must(t, s, 0, nil, "key", "show", "web").stdout)
+	password := strings.TrimSpace(stack.Must(t, s, 0, nil, "key", "show", "web").Stdout)
 	require.GreaterOrEqual(t, len(password), 32)
 	secrets["the repository's password"] = password
 
@@ -157,7 +158,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	// Every file there is: databases, logs, both stores, nodes.
 	database := s.Temporal().DatabaseFile()
 	require.FileExists(t, database)
-	roots := []string{s.dir, filepath.Dir(database)}
+	roots := []string{s.Dir, filepath.Dir(database)}
 	held, logged, stored := 0, false, false
 	for _, root := range roots {
 		require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
@@ -208,7 +209,7 @@ func TestSecretsStaySecret(t *testing.T) {
 
 // may says where a secret has to be: in the record of the instance that runs with it, in the person's own clone (whose
 // remote has the address as git keeps it), and in key files.
-func may(s *stack, path string) bool {
+func may(s *stack.Stack, path string) bool {
 	for _, node := range s.Nodes() {
 		dir := s.NodeDir(node.Name())
 		if strings.HasPrefix(path, filepath.Join(dir, "engine")+"/") {
@@ -222,7 +223,7 @@ func may(s *stack, path string) bool {
 }
 
 // rawHistories is all that the server tells about all workflows, without the codec that would decode it.
-func rawHistories(t *testing.T, s *stack) []byte {
+func rawHistories(t *testing.T, s *stack.Stack) []byte {
 	t.Helper()
 	var all []byte
 	add := func(message proto.Message) {

@@ -1,4 +1,4 @@
-package testsuite_test
+package nodes_test
 
 import (
 	"fmt"
@@ -13,12 +13,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"holdfast/devstack"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
 // hold has the object store keep requests waiting that are about objects with text in their names, after the first few of
 // them; with no text it lets all go on (gcsemulator.Hold).
-func (s *stack) hold(t *testing.T, text string, pass int64) {
+func hold(t *testing.T, s *stack.Stack, text string, pass int64) {
 	t.Helper()
 	response, err := http.Post(fmt.Sprintf("%s/_hold?text=%s&pass=%d", s.StorageURL(), url.QueryEscape(text), pass), "", nil)
 	require.NoError(t, err)
@@ -27,9 +28,9 @@ func (s *stack) hold(t *testing.T, text string, pass int64) {
 }
 
 // held is how many requests wait at the object store.
-func (s *stack) held(t *testing.T) int64 {
+func held(t *testing.T, s *stack.Stack) int64 {
 	t.Helper()
-	return s.stats(t, "none/").Held
+	return s.Stats(t, "none/").Held
 }
 
 // TestSuspendedNodeCommitsLate proves A12 on the whole product: a node is suspended between its check of the lease and its
@@ -37,63 +38,63 @@ func (s *stack) held(t *testing.T) int64 {
 // newest version, for nobody who asks; what the node had is saved beside the new instance's work, and not put over it.
 func TestSuspendedNodeCommitsLate(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "any", "process", func(o *devstack.StackOptions) { o.Storage.NoDirectory = true })
-	must(t, s, 0, nil, "start", "web", "--from-dir", randomTree(t, 31, 6, 64<<10))
-	node, content := contentDir(t, s, "web")
-	other := s.otherNode(t, node)
-	must(t, s, 0, nil, "backup", "web")
-	was := show(t, s, "web")
-	first := manifest(t, content)
+	s := stack.New(t, "any", "process", func(o *devstack.StackOptions) { o.Storage.NoDirectory = true })
+	stack.Must(t, s, 0, nil, "start", "web", "--from-dir", stack.RandomTree(t, 31, 6, 64<<10))
+	node, content := stack.ContentDir(t, s, "web")
+	other := otherNode(t, s, node)
+	stack.Must(t, s, 0, nil, "backup", "web")
+	was := stack.Show(t, s, "web")
+	first := stack.Manifest(t, content)
 	require.NoError(t, os.WriteFile(filepath.Join(content, "late.txt"), []byte("written after the first snapshot"), 0o644))
-	old := manifest(t, content)
+	old := stack.Manifest(t, content)
 
 	// The second backup has asked everything that it asks before a commit, and its write is on its way to the store.
 	commits := fmt.Sprintf("catalog/workspaces/%s/commits/%020d/", was.ID, was.Instance.Token)
 	key := fmt.Sprintf("%s%020d.json", commits, was.Instance.Sequence+1)
-	s.hold(t, key, 0)
-	detached(t, s, "backup", "web")
-	waitFor(t, "the commit is on its way", patience, func() bool { return s.held(t) > 0 })
+	hold(t, s, key, 0)
+	stack.Detached(t, s, "backup", "web")
+	stack.WaitFor(t, "the commit is on its way", stack.Patience, func() bool { return held(t, s) > 0 })
 	suspended := time.Now()
 	require.NoError(t, s.Node(node).Pause())
 
-	state := waitState(t, s, "web", "it goes on elsewhere", patience, func(state workspace.State) bool {
+	state := stack.WaitState(t, s, "web", "it goes on elsewhere", stack.Patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Running && state.Instance.Node == other && state.Operation == nil
 	})
 	t.Logf("it runs elsewhere %s after its node was suspended", time.Since(suspended).Round(time.Second))
 	require.Equal(t, was.Head.Snapshot, state.Head.Snapshot)
 	require.Equal(t, state.Instance.Token, state.Head.Token)
-	require.Len(t, objects(t, s.store(t, 0), commits), 1)
+	require.Len(t, stack.Objects(t, s.Store(t, 0), commits), 1)
 
-	s.hold(t, "", 0)
-	waitFor(t, "the old node's commit has landed", patience, func() bool { return len(objects(t, s.store(t, 0), key)) == 1 }) // while it stands still
+	hold(t, s, "", 0)
+	stack.WaitFor(t, "the old node's commit has landed", stack.Patience, func() bool { return len(stack.Objects(t, s.Store(t, 0), key)) == 1 }) // while it stands still
 	// Nobody follows it: not who begins with the workspace's newest version, read from the stores,
-	must(t, s, 0, nil, "start", "twin", "--from-snapshot", "web")
-	_, twin := contentDir(t, s, "twin")
-	requireSame(t, first, twin)
+	stack.Must(t, s, 0, nil, "start", "twin", "--from-snapshot", "web")
+	_, twin := stack.ContentDir(t, s, "twin")
+	stack.RequireSame(t, first, twin)
 	// not the list, where it stands as what it is,
-	listed := must(t, s, 0, []string{workspace.Short(was.Head.Snapshot) + " *"}, "snapshots", "web").stdout
+	listed := stack.Must(t, s, 0, []string{workspace.Short(was.Head.Snapshot) + " *"}, "snapshots", "web").Stdout
 	require.Contains(t, listed, "live")
 	// and not what goes on with it.
-	_, fresh := contentDir(t, s, "web")
-	requireSame(t, first, fresh)
+	_, fresh := stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, first, fresh)
 	require.NoError(t, os.WriteFile(filepath.Join(fresh, "new.txt"), []byte("of the new instance"), 0o644))
-	newer := manifest(t, fresh)
+	newer := stack.Manifest(t, fresh)
 
 	require.NoError(t, s.Node(node).Resume())
-	saved := waitState(t, s, "web", "what its node had is saved", patience, func(state workspace.State) bool { return savedOf(state, was.Instance.Token) != "" })
+	saved := stack.WaitState(t, s, "web", "what its node had is saved", stack.Patience, func(state workspace.State) bool { return savedOf(state, was.Instance.Token) != "" })
 	recovered := savedOf(saved, was.Instance.Token)
 	require.Equal(t, other, saved.Instance.Node)
 	require.Equal(t, state.Instance.Token, saved.Instance.Token)
 	require.Equal(t, was.Head.Snapshot, saved.Head.Snapshot, "no snapshot was made since")
-	must(t, s, 0, []string{"recovered", workspace.Short(recovered)}, "snapshots", "web")
-	requireSame(t, newer, fresh)
-	requireSame(t, old, s.restored(t, "web", recovered))
+	stack.Must(t, s, 0, []string{"recovered", workspace.Short(recovered)}, "snapshots", "web")
+	stack.RequireSame(t, newer, fresh)
+	stack.RequireSame(t, old, restored(t, s, "web", recovered))
 
 	// The stop makes the new instance's first snapshot, and the start compares with the store (invariant 4).
-	must(t, s, 0, []string{"is stopped"}, "stop", "web")
-	must(t, s, 0, nil, "start", "web", "--node", node)
-	_, again := contentDir(t, s, "web")
-	requireSame(t, newer, again)
+	stack.Must(t, s, 0, []string{"is stopped"}, "stop", "web")
+	stack.Must(t, s, 0, nil, "start", "web", "--node", node)
+	_, again := stack.ContentDir(t, s, "web")
+	stack.RequireSame(t, newer, again)
 }
 
 // savedOf is the recovered snapshot of what an instance had, once it is on no node any more.
@@ -107,11 +108,11 @@ func savedOf(state workspace.State, token uint64) string {
 }
 
 // restored is what a download of a snapshot gives.
-func (s *stack) restored(t *testing.T, name, snapshot string) string {
+func restored(t *testing.T, s *stack.Stack, name, snapshot string) string {
 	t.Helper()
 	dir := t.TempDir()
 	tarred := filepath.Join(dir, "content.tar")
-	must(t, s, 0, nil, "download", name, "--snapshot", snapshot, "-o", tarred)
+	stack.Must(t, s, 0, nil, "download", name, "--snapshot", snapshot, "-o", tarred)
 	into := filepath.Join(dir, "content")
 	require.NoError(t, os.Mkdir(into, 0o700))
 	output, err := exec.Command("tar", "-xpf", tarred, "-C", into).CombinedOutput()

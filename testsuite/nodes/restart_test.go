@@ -1,4 +1,4 @@
-package testsuite_test
+package nodes_test
 
 import (
 	"bytes"
@@ -13,12 +13,13 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
 // killInstance ends everything of an instance of the process engine with SIGKILL, as the end of its machine does: its
 // supervisor, which would tell how it ended, and then its init. Each is the process that the engine's own record names.
-func (s *stack) killInstance(t *testing.T, state workspace.State) {
+func killInstance(t *testing.T, s *stack.Stack, state workspace.State) {
 	t.Helper()
 	type process struct {
 		PID       int    `json:"pid"`
@@ -36,7 +37,7 @@ func (s *stack) killInstance(t *testing.T, state workspace.State) {
 		require.Equal(t, p.StartTime, startTime(t, p.PID), "process %d is another one by now", p.PID)
 		require.NoError(t, unix.Kill(p.PID, unix.SIGKILL))
 	}
-	waitFor(t, "the instance is gone", patience, func() bool {
+	stack.WaitFor(t, "the instance is gone", stack.Patience, func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", run.Init.PID))
 		return err != nil || bytes.Contains(stat, []byte(") Z "))
 	})
@@ -58,30 +59,30 @@ func startTime(t *testing.T, pid int) uint64 {
 // its content goes on from its snapshot; and an instance that outlived the agent is left alone.
 func TestMachineIsSwitchedOffAndOn(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "any", "process")
+	s := stack.New(t, "any", "process")
 	node := s.Nodes()[0].Name()
-	other := s.otherNode(t, node)
+	other := otherNode(t, s, node)
 	was, before := map[string]workspace.State{}, map[string]string{}
 	for i, name := range []string{"bare", "gone", "alive"} {
-		must(t, s, 0, nil, "start", name, "--node", node, "--from-dir", randomTree(t, int64(20+i), 6, 64<<10))
-		_, content := contentDir(t, s, name)
+		stack.Must(t, s, 0, nil, "start", name, "--node", node, "--from-dir", stack.RandomTree(t, int64(20+i), 6, 64<<10))
+		_, content := stack.ContentDir(t, s, name)
 		if name == "gone" {
-			must(t, s, 0, nil, "backup", name)
+			stack.Must(t, s, 0, nil, "backup", name)
 		} else {
 			require.NoError(t, os.WriteFile(filepath.Join(content, "late.txt"), []byte("in no snapshot"), 0o644))
 		}
-		was[name], before[name] = show(t, s, name), manifest(t, content)
+		was[name], before[name] = stack.Show(t, s, name), stack.Manifest(t, content)
 	}
-	_, lost := contentDir(t, s, "gone")
+	_, lost := stack.ContentDir(t, s, "gone")
 
 	killed := time.Now()
 	require.NoError(t, s.Node(node).Kill())
-	s.killInstance(t, was["bare"])
-	s.killInstance(t, was["gone"])
-	require.NoError(t, os.Rename(filepath.Dir(lost), filepath.Join(s.dir, "taken-away")))
+	killInstance(t, s, was["bare"])
+	killInstance(t, s, was["gone"])
+	require.NoError(t, os.Rename(filepath.Dir(lost), filepath.Join(s.Dir, "taken-away")))
 	require.NoError(t, s.Node(node).Start(t.Context()))
 
-	again := waitState(t, s, "bare", "it was started again", patience, func(state workspace.State) bool {
+	again := stack.WaitState(t, s, "bare", "it was started again", stack.Patience, func(state workspace.State) bool {
 		last := len(state.Recent) - 1
 		return state.Phase == workspace.Running && state.Look == nil && state.Recent[last].Kind == workspace.OperationFind
 	})
@@ -89,25 +90,25 @@ func TestMachineIsSwitchedOffAndOn(t *testing.T) {
 	require.Equal(t, was["bare"].Instance.Token, again.Instance.Token)
 	require.Equal(t, node, again.Instance.Node)
 	require.Nil(t, again.Recovery)
-	_, content := contentDir(t, s, "bare")
-	requireSame(t, before["bare"], content)
-	must(t, s, 0, []string{"in no snapshot"}, "exec", "bare", "--", "cat", "late.txt")
+	_, content := stack.ContentDir(t, s, "bare")
+	stack.RequireSame(t, before["bare"], content)
+	stack.Must(t, s, 0, []string{"in no snapshot"}, "exec", "bare", "--", "cat", "late.txt")
 
-	moved := waitState(t, s, "gone", "it goes on from its snapshot", patience, func(state workspace.State) bool {
+	moved := stack.WaitState(t, s, "gone", "it goes on from its snapshot", stack.Patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Running && state.Instance.Node == other && state.Operation == nil
 	})
 	require.Greater(t, moved.Instance.Token, was["gone"].Instance.Token)
-	_, content = contentDir(t, s, "gone")
-	requireSame(t, before["gone"], content)
-	must(t, s, 0, []string{"node " + node + " had lost its content", "at most the last"}, "why", "gone")
+	_, content = stack.ContentDir(t, s, "gone")
+	stack.RequireSame(t, before["gone"], content)
+	stack.Must(t, s, 0, []string{"node " + node + " had lost its content", "at most the last"}, "why", "gone")
 
-	left := waitState(t, s, "alive", "it was looked at", patience, func(state workspace.State) bool { return state.Look == nil && state.Operation == nil })
+	left := stack.WaitState(t, s, "alive", "it was looked at", stack.Patience, func(state workspace.State) bool { return state.Look == nil && state.Operation == nil })
 	require.Equal(t, workspace.Running, left.Phase)
 	require.Equal(t, was["alive"].Instance.Container, left.Instance.Container)
 	require.Len(t, left.Recent, len(was["alive"].Recent), "%+v", left.Recent)
-	must(t, s, 0, []string{"in no snapshot"}, "exec", "alive", "--", "cat", "late.txt")
-	must(t, s, 0, []string{"is stopped"}, "stop", "bare")
-	must(t, s, 0, nil, "start", "bare", "--node", other)
-	_, content = contentDir(t, s, "bare")
-	requireSame(t, before["bare"], content)
+	stack.Must(t, s, 0, []string{"in no snapshot"}, "exec", "alive", "--", "cat", "late.txt")
+	stack.Must(t, s, 0, []string{"is stopped"}, "stop", "bare")
+	stack.Must(t, s, 0, nil, "start", "bare", "--node", other)
+	_, content = stack.ContentDir(t, s, "bare")
+	stack.RequireSame(t, before["bare"], content)
 }

@@ -1,4 +1,4 @@
-package testsuite_test
+package nodes_test
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 	"holdfast/engine/detect"
 	"holdfast/engine/process"
 	"holdfast/testsuite/link"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -53,10 +54,10 @@ func (p *temporalPath) through(t *testing.T, node string) func(*devstack.StackOp
 }
 
 // engineOf opens the engine of a node as its agent has it.
-func engineOf(t *testing.T, s *stack, node string) engine.Engine {
+func engineOf(t *testing.T, s *stack.Stack, node string) engine.Engine {
 	t.Helper()
 	opened, err := detect.Open(t.Context(), s.File().Engine, detect.Options{
-		Process: process.Options{Root: filepath.Join(s.NodeDir(node), "engine"), Supervisor: []string{binary(t), "engine-supervise"}},
+		Process: process.Options{Root: filepath.Join(s.NodeDir(node), "engine"), Supervisor: []string{stack.Binary(t), "engine-supervise"}},
 		Logger:  slog.New(slog.DiscardHandler),
 	})
 	require.NoError(t, err)
@@ -68,16 +69,16 @@ func engineOf(t *testing.T, s *stack, node string) engine.Engine {
 func statuses(t *testing.T, containers engine.Engine, id string) map[string]engine.Status {
 	t.Helper()
 	all := map[string]engine.Status{}
-	for _, instance := range containersOf(context.Background(), t, containers, id) {
+	for _, instance := range stack.ContainersOf(context.Background(), t, containers, id) {
 		all[instance.Labels[engine.LabelToken]] = instance.Status
 	}
 	return all
 }
 
 // counts has a workspace count in a file, as a program does that a person left running in it, and returns the file's size.
-func counts(t *testing.T, s *stack, name, content string) func() int64 {
+func counts(t *testing.T, s *stack.Stack, name, content string) func() int64 {
 	t.Helper()
-	must(t, s, 0, nil, "exec", name, "--", "sh", "-c", "(while :; do echo x >> count; sleep 0.05; done) </dev/null >/dev/null 2>&1 &")
+	stack.Must(t, s, 0, nil, "exec", name, "--", "sh", "-c", "(while :; do echo x >> count; sleep 0.05; done) </dev/null >/dev/null 2>&1 &")
 	file := filepath.Join(content, "count")
 	size := func() int64 {
 		info, err := os.Stat(file)
@@ -93,7 +94,7 @@ func counts(t *testing.T, s *stack, name, content string) func() int64 {
 func grows(t *testing.T, size func() int64) {
 	t.Helper()
 	from := size()
-	waitFor(t, "it counts", patience, func() bool { return size() > from })
+	stack.WaitFor(t, "it counts", stack.Patience, func() bool { return size() > from })
 }
 
 // stands proves that nobody counts: for longer than several of its steps.
@@ -112,52 +113,52 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			var path temporalPath
-			s := newStack(t, "any", kind, path.through(t, "node-1"))
+			s := stack.New(t, "any", kind, path.through(t, "node-1"))
 			for _, name := range []string{"web", "bare"} {
-				must(t, s, 0, nil, "start", name, "--node", "node-1")
+				stack.Must(t, s, 0, nil, "start", name, "--node", "node-1")
 				if kind == detect.Docker {
-					id := show(t, s, name).ID
-					t.Cleanup(func() { removeContainers(t, id) })
+					id := stack.Show(t, s, name).ID
+					t.Cleanup(func() { stack.RemoveContainers(t, id) })
 				}
 			}
-			was, bare := show(t, s, "web"), show(t, s, "bare")
-			_, content := contentDir(t, s, "web")
+			was, bare := stack.Show(t, s, "web"), stack.Show(t, s, "bare")
+			_, content := stack.ContentDir(t, s, "web")
 			old := engineOf(t, s, "node-1")
-			_, bareContent := contentDir(t, s, "bare")
+			_, bareContent := stack.ContentDir(t, s, "bare")
 			count, bareCount := counts(t, s, "web", content), counts(t, s, "bare", bareContent)
-			connected := make(chan result, 1)
+			connected := make(chan stack.Result, 1)
 			go func() {
 				defer close(connected)
-				connected <- cli(t, s, "exec", "web", "--", "sh", "-c", "echo begun | tee begun; sleep 3600")
+				connected <- stack.CLI(t, s, "exec", "web", "--", "sh", "-c", "echo begun | tee begun; sleep 3600")
 			}()
-			waitFor(t, "somebody is connected", patience, func() bool {
+			stack.WaitFor(t, "somebody is connected", stack.Patience, func() bool {
 				_, err := os.Stat(filepath.Join(content, "begun"))
 				return err == nil
 			})
-			must(t, s, 0, nil, "backup", "web") // bare never was, so that it waits for its node (A10)
+			stack.Must(t, s, 0, nil, "backup", "web") // bare never was, so that it waits for its node (A10)
 
 			path.Cut()
 			cut := time.Now()
-			waitFor(t, "another instance is recorded", patience, func() bool {
-				return len(s.storedNames(t, "catalog/workspaces/"+was.ID+"/instances/")) > 1
+			stack.WaitFor(t, "another instance is recorded", stack.Patience, func() bool {
+				return len(s.StoredNames(t, "catalog/workspaces/"+was.ID+"/instances/")) > 1
 			})
 			recorded := time.Now()
-			waitFor(t, "the one that was replaced is paused", patience, func() bool {
+			stack.WaitFor(t, "the one that was replaced is paused", stack.Patience, func() bool {
 				return statuses(t, old, was.ID)["1"] == engine.StatusPaused
 			})
 			t.Logf("replaced %s after the cut, and paused %s later", recorded.Sub(cut).Round(time.Second), time.Since(recorded).Round(100*time.Millisecond))
 			stands(t, count)
-			now := waitState(t, s, "web", "it runs elsewhere", patience, func(state workspace.State) bool {
+			now := stack.WaitState(t, s, "web", "it runs elsewhere", stack.Patience, func(state workspace.State) bool {
 				return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Token > was.Instance.Token
 			})
 			require.Equal(t, "node-2", now.Instance.Node)
-			must(t, s, 0, nil, "exec", "web", "--", "test", "-e", "count")
+			stack.Must(t, s, 0, nil, "exec", "web", "--", "test", "-e", "count")
 			require.Equal(t, engine.StatusRunning, statuses(t, old, bare.ID)["1"], "nothing has taken its place")
 			grows(t, bareCount)
 			stood := count()
 
 			path.Mend()
-			saved := waitState(t, s, "web", "what it had is saved, and gone from there", patience, func(state workspace.State) bool {
+			saved := stack.WaitState(t, s, "web", "what it had is saved, and gone from there", stack.Patience, func(state workspace.State) bool {
 				return len(state.Left) == 0 && len(state.Salvaged) == 1 && state.Operation == nil
 			})
 			require.NotContains(t, statuses(t, old, was.ID), "1", "what was replaced is gone")
@@ -165,23 +166,23 @@ func TestPartitionedNodePausesWhatWasReplaced(t *testing.T) {
 			requireSaved(t, s, "web", saved.Salvaged[0].Snapshot, stood)
 			// Who was connected was told why nothing moved, beside what the command printed.
 			told := <-connected
-			require.Equal(t, "begun\n", told.stdout)
-			require.Contains(t, strings.Join(strings.Fields(told.stderr), " "), "note: workspace web is paused: instance 2 has taken its place", told)
-			waitState(t, s, "bare", "it is found where it was", patience, func(state workspace.State) bool {
+			require.Equal(t, "begun\n", told.Stdout)
+			require.Contains(t, strings.Join(strings.Fields(told.Stderr), " "), "note: workspace web is paused: instance 2 has taken its place", told)
+			stack.WaitState(t, s, "bare", "it is found where it was", stack.Patience, func(state workspace.State) bool {
 				return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Token == bare.Instance.Token
 			})
 			grows(t, bareCount)
-			must(t, s, 0, []string{"is stopped"}, "stop", "web")
-			must(t, s, 0, []string{"is stopped"}, "stop", "bare")
+			stack.Must(t, s, 0, []string{"is stopped"}, "stop", "web")
+			stack.Must(t, s, 0, []string{"is stopped"}, "stop", "bare")
 		})
 	}
 }
 
 // requireSaved proves that a snapshot has all that was counted; what is stopped may count on until it has ended.
-func requireSaved(t *testing.T, s *stack, name, snapshot string, counted int64) {
+func requireSaved(t *testing.T, s *stack.Stack, name, snapshot string, counted int64) {
 	t.Helper()
 	tarred := filepath.Join(t.TempDir(), "recovered.tar")
-	must(t, s, 0, nil, "download", name, "--snapshot", snapshot, "-o", tarred)
+	stack.Must(t, s, 0, nil, "download", name, "--snapshot", snapshot, "-o", tarred)
 	dir := t.TempDir()
 	output, err := exec.Command("tar", "-xpf", tarred, "-C", dir).CombinedOutput()
 	require.NoError(t, err, string(output))
@@ -199,7 +200,7 @@ func TestNodeThatReachesNothingPauses(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			var unwatched atomic.Bool // a start does not wait for the lease, and so not for Temporal
-			s := newStack(t, "any", kind, func(options *devstack.StackOptions) {
+			s := stack.New(t, "any", kind, func(options *devstack.StackOptions) {
 				options.Nodes = []string{"node-1"}
 				options.Storage.NoDirectory = true
 				plain := options.Roles.Node
@@ -212,15 +213,15 @@ func TestNodeThatReachesNothingPauses(t *testing.T) {
 					return command
 				}
 			})
-			must(t, s, 0, nil, "start", "web")
-			was := show(t, s, "web")
+			stack.Must(t, s, 0, nil, "start", "web")
+			was := stack.Show(t, s, "web")
 			if kind == detect.Docker {
-				t.Cleanup(func() { removeContainers(t, was.ID) })
+				t.Cleanup(func() { stack.RemoveContainers(t, was.ID) })
 			}
-			_, content := contentDir(t, s, "web")
+			_, content := stack.ContentDir(t, s, "web")
 			count := counts(t, s, "web", content)
 			containers := engineOf(t, s, "node-1")
-			must(t, s, 0, nil, "backup", "web")
+			stack.Must(t, s, 0, nil, "backup", "web")
 
 			// Temporal alone is nothing to pause for: a store says that no other has taken its place.
 			require.NoError(t, s.Temporal().Pause())
@@ -230,7 +231,7 @@ func TestNodeThatReachesNothingPauses(t *testing.T) {
 			require.NoError(t, s.Storage().Kill())
 			unwatched.Store(true)
 			require.NoError(t, s.Node("node-1").Start(t.Context()))
-			waitFor(t, "it is paused", patience, func() bool { return statuses(t, containers, was.ID)["1"] == engine.StatusPaused })
+			stack.WaitFor(t, "it is paused", stack.Patience, func() bool { return statuses(t, containers, was.ID)["1"] == engine.StatusPaused })
 			stands(t, count)
 			// And once more, with what is paused by now.
 			require.NoError(t, s.Node("node-1").Kill())
@@ -240,25 +241,25 @@ func TestNodeThatReachesNothingPauses(t *testing.T) {
 
 			// The lease alone does not let it go on: whether it was replaced is a store's word.
 			require.NoError(t, s.Temporal().Resume())
-			waitFor(t, "why says that it is paused", patience, func() bool {
-				r := cli(t, s, "why", "web")
-				return strings.Contains(strings.Join(strings.Fields(r.stdout), " "), "paused by node node-1: whether another instance has taken its place cannot be asked")
+			stack.WaitFor(t, "why says that it is paused", stack.Patience, func() bool {
+				r := stack.CLI(t, s, "why", "web")
+				return strings.Contains(strings.Join(strings.Fields(r.Stdout), " "), "paused by node node-1: whether another instance has taken its place cannot be asked")
 			})
-			must(t, s, 4, []string{"is paused"}, "exec", "web", "--", "true")
-			must(t, s, 0, []string{"web: paused by node node-1"}, "list")
-			must(t, s, 0, []string{"instance 1 of web"}, "node", "show", "node-1")
+			stack.Must(t, s, 4, []string{"is paused"}, "exec", "web", "--", "true")
+			stack.Must(t, s, 0, []string{"web: paused by node node-1"}, "list")
+			stack.Must(t, s, 0, []string{"instance 1 of web"}, "node", "show", "node-1")
 			stands(t, count)
 
 			require.NoError(t, s.Storage().Start(t.Context()))
-			waitFor(t, "it goes on", patience, func() bool { return statuses(t, containers, was.ID)["1"] == engine.StatusRunning })
+			stack.WaitFor(t, "it goes on", stack.Patience, func() bool { return statuses(t, containers, was.ID)["1"] == engine.StatusRunning })
 			grows(t, count)
-			now := waitState(t, s, "web", "it runs as before", patience, func(state workspace.State) bool {
+			now := stack.WaitState(t, s, "web", "it runs as before", stack.Patience, func(state workspace.State) bool {
 				return state.Phase == workspace.Running && state.Operation == nil && state.Look == nil
 			})
 			require.Equal(t, was.Instance.Token, now.Instance.Token)
 			require.Equal(t, was.Instance.Container, now.Instance.Container)
-			must(t, s, 0, nil, "exec", "web", "--", "test", "-e", "count")
-			must(t, s, 0, []string{"is stopped"}, "stop", "web")
+			stack.Must(t, s, 0, nil, "exec", "web", "--", "test", "-e", "count")
+			stack.Must(t, s, 0, []string{"is stopped"}, "stop", "web")
 		})
 	}
 }

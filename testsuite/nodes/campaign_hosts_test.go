@@ -1,6 +1,6 @@
 //go:build linux
 
-package testsuite_test
+package nodes_test
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 	"holdfast/engine/detect"
 	"holdfast/engine/docker"
 	"holdfast/testsuite/host"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -41,7 +42,7 @@ func newHosts(t *testing.T) *cluster {
 	if err := host.Available(); err != nil {
 		devtest.Missing(t, "hosts", err)
 	}
-	s := newStack(t, "any", detect.Docker, func(o *devstack.StackOptions) {
+	s := stack.New(t, "any", detect.Docker, func(o *devstack.StackOptions) {
 		o.NoNodes, o.Storage.NoDirectory = true, true
 	})
 	network, err := host.NewNetwork()
@@ -58,9 +59,9 @@ func newHosts(t *testing.T) *cluster {
 	require.NoError(t, err)
 	dns, err := network.Name(endpoint.Hostname())
 	require.NoError(t, err)
-	env := []string{"TEMPORAL_ADDRESS=" + temporal, "TEMPORAL_NAMESPACE=" + file.Namespace, "HOLDFAST_DNS=" + dns, "HOLDFAST_STATE_DIR=" + s.dir}
+	env := []string{"TEMPORAL_ADDRESS=" + temporal, "TEMPORAL_NAMESPACE=" + file.Namespace, "HOLDFAST_DNS=" + dns, "HOLDFAST_STATE_DIR=" + s.Dir}
 	// The command reaches the hosts' data ports where they are.
-	s.run = func(command *exec.Cmd) error {
+	s.RunWith = func(command *exec.Cmd) error {
 		command.Env = append(command.Env, env...)
 		p, err := network.Start(command)
 		if err != nil {
@@ -68,14 +69,14 @@ func newHosts(t *testing.T) *cluster {
 		}
 		return p.Wait()
 	}
-	c := &cluster{stack: s}
-	s.dirs = map[string]string{}
+	c := &cluster{Stack: s}
+	s.Dirs = map[string]string{}
 	var made [2]*boxed
 	for i, name := range []string{"node-1", "node-2"} {
-		h, err := network.NewHost(name, filepath.Join(s.dir, "hosts", name))
+		h, err := network.NewHost(name, filepath.Join(s.Dir, "hosts", name))
 		require.NoError(t, err)
-		b := &boxed{Host: h, c: c, env: append(env, "PATH="+os.Getenv("PATH"), "HOME="+s.dir, "DOCKER_HOST="+h.Socket(), "HOLDFAST_CONFIG="+filepath.Join(s.dir, "holdfast.yaml"))}
-		s.dirs[name] = filepath.Join(h.Disk(), "node")
+		b := &boxed{Host: h, c: c, env: append(env, "PATH="+os.Getenv("PATH"), "HOME="+s.Dir, "DOCKER_HOST="+h.Socket(), "HOLDFAST_CONFIG="+filepath.Join(s.Dir, "holdfast.yaml"))}
+		s.Dirs[name] = filepath.Join(h.Disk(), "node")
 		b.log, err = os.Create(filepath.Join(s.LogDir(), name+".log"))
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = b.log.Close() })
@@ -98,7 +99,7 @@ func (b *boxed) begin(t *testing.T) {
 	t.Helper()
 	before, _ := b.node(t)
 	b.start(t)
-	waitFor(t, b.Name+" has its lease", patience, func() bool {
+	stack.WaitFor(t, b.Name+" has its lease", stack.Patience, func() bool {
 		now, err := b.node(t)
 		return err == nil && now.Phase == workspace.NodeReady && now.Info.Incarnation != before.Info.Incarnation
 	})
@@ -108,8 +109,8 @@ func (b *boxed) start(t *testing.T) {
 	t.Helper()
 	dir := b.c.NodeDir(b.Name)
 	require.NoError(t, os.MkdirAll(dir, 0o700))
-	command := exec.Command(binary(t), "worker", "--node", b.Name, "--data-dir", dir, "--engine", detect.Docker, "--listen", b.Address+":0", "--pause-after", "10s")
-	command.Env, command.Dir = b.env, b.c.dir
+	command := exec.Command(stack.Binary(t), "worker", "--node", b.Name, "--data-dir", dir, "--engine", detect.Docker, "--listen", b.Address+":0", "--pause-after", "10s")
+	command.Env, command.Dir = b.env, b.c.Dir
 	command.Stdout, command.Stderr = b.log, b.log
 	agent, err := b.Start(command)
 	require.NoError(t, err)
@@ -128,10 +129,10 @@ func (b *boxed) powerLoss(t *testing.T) { require.NoError(t, b.PowerLoss()) }
 
 func (b *boxed) powerOn(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), stack.Patience)
 	defer cancel()
 	if err := b.Boot(ctx); err != nil {
-		t.Fatalf("%v\n%s", err, tail(b.Log(), 40))
+		t.Fatalf("%v\n%s", err, stack.Tail(b.Log(), 40))
 	}
 	b.begin(t)
 }

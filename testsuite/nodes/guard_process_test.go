@@ -1,4 +1,4 @@
-package testsuite_test
+package nodes_test
 
 import (
 	"testing"
@@ -9,6 +9,7 @@ import (
 	"holdfast/devstack"
 	"holdfast/engine"
 	"holdfast/guard"
+	"holdfast/testsuite/stack"
 	"holdfast/worker"
 )
 
@@ -17,7 +18,7 @@ import (
 // goes on.
 func TestGuardProcessOutlivesTheAgent(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "any", "process", func(options *devstack.StackOptions) {
+	s := stack.New(t, "any", "process", func(options *devstack.StackOptions) {
 		plain := options.Roles.Node
 		options.Roles.Node = func(file devstack.StackFile, name, dir string) devstack.Command {
 			command := plain(file, name, dir)
@@ -25,12 +26,12 @@ func TestGuardProcessOutlivesTheAgent(t *testing.T) {
 			return command
 		}
 	})
-	must(t, s, 0, nil, "start", "shared", "--node", "node-1")
-	must(t, s, 0, nil, "start", "own", "--node", "node-1")
-	was := show(t, s, "shared")
-	_, content := contentDir(t, s, "shared")
+	stack.Must(t, s, 0, nil, "start", "shared", "--node", "node-1")
+	stack.Must(t, s, 0, nil, "start", "own", "--node", "node-1")
+	was := stack.Show(t, s, "shared")
+	_, content := stack.ContentDir(t, s, "shared")
 	exclusive := counts(t, s, "shared", content)
-	_, content = contentDir(t, s, "own")
+	_, content = stack.ContentDir(t, s, "own")
 	own := counts(t, s, "own", content)
 	containers := engineOf(t, s, "node-1")
 	paused := func() bool { return statuses(t, containers, was.ID)["1"] == engine.StatusPaused }
@@ -43,14 +44,14 @@ func TestGuardProcessOutlivesTheAgent(t *testing.T) {
 	} {
 		began := time.Now()
 		require.NoError(t, end.away(), name)
-		waitFor(t, "it is paused: its agent was "+name, patience, paused)
+		stack.WaitFor(t, "it is paused: its agent was "+name, stack.Patience, paused)
 		t.Logf("paused %s after its agent was %s", time.Since(began).Round(100*time.Millisecond), name)
 		stands(t, exclusive)
 		grows(t, own)
 		require.NoError(t, end.back(), name)
-		waitFor(t, "it goes on: its agent is back", patience, running)
+		stack.WaitFor(t, "it goes on: its agent is back", stack.Patience, running)
 		grows(t, exclusive)
 	}
-	now := show(t, s, "shared")
+	now := stack.Show(t, s, "shared")
 	require.Equal(t, was.Instance.Token, now.Instance.Token, "nobody has taken it over")
 }

@@ -1,4 +1,4 @@
-package testsuite_test
+package nodes_test
 
 import (
 	"encoding/json"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -23,27 +24,27 @@ func TestKilledSalvage(t *testing.T) {
 	t.Parallel()
 	// Each kill costs the half minute after which the silence of an activity is noticed.
 	kills, count := 3, 3
-	if campaign() {
+	if stack.Campaign() {
 		kills, count = 20, 15
 	}
-	random := rand.New(rand.NewSource(seedOf(t)))
-	s := newStack(t, "all", "process")
+	random := rand.New(rand.NewSource(stack.Seed(t)))
+	s := stack.New(t, "all", "process")
 	node := s.Nodes()[0].Name()
-	other := s.otherNode(t, node)
+	other := otherNode(t, s, node)
 	names, was, had, instance := []string{}, map[string]workspace.State{}, map[string]string{}, map[string]string{}
 	for i := range count {
 		name := fmt.Sprintf("web-%d", i)
-		must(t, s, 0, nil, "start", name, "--node", node, "--from-dir", randomTree(t, int64(40+i), 12, 256<<10))
-		must(t, s, 0, nil, "backup", name)
-		_, content := contentDir(t, s, name)
+		stack.Must(t, s, 0, nil, "start", name, "--node", node, "--from-dir", stack.RandomTree(t, int64(40+i), 12, 256<<10))
+		stack.Must(t, s, 0, nil, "backup", name)
+		_, content := stack.ContentDir(t, s, name)
 		late := make([]byte, 3<<20)
 		random.Read(late)
 		require.NoError(t, os.WriteFile(filepath.Join(content, "late"), late, 0o644))
-		names, was[name], had[name], instance[name] = append(names, name), show(t, s, name), manifest(t, content), filepath.Dir(content)
+		names, was[name], had[name], instance[name] = append(names, name), stack.Show(t, s, name), stack.Manifest(t, content), filepath.Dir(content)
 	}
 	require.NoError(t, s.Node(node).Kill())
 	for _, name := range names {
-		waitState(t, s, name, "it goes on elsewhere", patience, func(state workspace.State) bool {
+		stack.WaitState(t, s, name, "it goes on elsewhere", stack.Patience, func(state workspace.State) bool {
 			return state.Phase == workspace.Running && state.Instance.Node == other && state.Operation == nil
 		})
 	}
@@ -69,17 +70,17 @@ func TestKilledSalvage(t *testing.T) {
 		if random.Intn(6) == 0 {
 			where = "with something in the trash"
 			before := len(here())
-			waitFor(t, where, patience, func() bool {
+			stack.WaitFor(t, where, stack.Patience, func() bool {
 				entries, err := os.ReadDir(trash)
 				require.NoError(t, err)
 				return len(entries) > 0 || len(here()) < before
 			})
 		} else {
-			s.hold(t, workspace.RepositoryPrefix(""), point)
-			waitFor(t, where, patience, func() bool { return s.held(t) > 0 || len(here()) == 0 })
+			hold(t, s, workspace.RepositoryPrefix(""), point)
+			stack.WaitFor(t, where, stack.Patience, func() bool { return held(t, s) > 0 || len(here()) == 0 })
 		}
 		require.NoError(t, agent.Kill())
-		s.hold(t, "", 0)
+		hold(t, s, "", 0)
 		done++
 		t.Logf("kill %d after %s, %s: %d are left", done, time.Since(began).Round(time.Second), where, len(here()))
 		for _, name := range here() {
@@ -87,37 +88,37 @@ func TestKilledSalvage(t *testing.T) {
 			if !exists(filepath.Join(instance[name], "content")) {
 				t.Fatalf("%s is half there", name)
 			}
-			requireSame(t, had[name], filepath.Join(instance[name], "content"))
+			stack.RequireSame(t, had[name], filepath.Join(instance[name], "content"))
 		}
 		require.NoError(t, agent.Start(t.Context()))
 	}
 	require.GreaterOrEqual(t, done, max(2, kills*3/4), "it was over before enough kills")
 
 	for _, name := range names {
-		state := waitState(t, s, name, "what its node had is saved and gone", patience, func(state workspace.State) bool {
+		state := stack.WaitState(t, s, name, "what its node had is saved and gone", stack.Patience, func(state workspace.State) bool {
 			return len(state.Left) == 0 && state.Operation == nil
 		})
 		require.Len(t, state.Salvaged, 1)
 		require.NoDirExists(t, instance[name])
 		require.Equal(t, other, state.Instance.Node, "what went on elsewhere stays there")
 		require.Equal(t, was[name].Head.Snapshot, state.Head.Snapshot, "it is not the newest version")
-		require.Empty(t, s.storedNames(t, "catalog/nodes/"+node, state.ID))
-		saved := s.recovered(t, name)
+		require.Empty(t, s.StoredNames(t, "catalog/nodes/"+node, state.ID))
+		saved := recovered(t, s, name)
 		require.Equal(t, []string{state.Salvaged[0].Snapshot}, saved, "exactly one, however often it was begun")
-		requireSame(t, had[name], s.restored(t, name, saved[0]))
-		must(t, s, 0, []string{"recovered snapshot " + workspace.Short(saved[0]), "until a person removes it"}, "why", name)
+		stack.RequireSame(t, had[name], restored(t, s, name, saved[0]))
+		stack.Must(t, s, 0, []string{"recovered snapshot " + workspace.Short(saved[0]), "until a person removes it"}, "why", name)
 	}
 	t.Logf("%d workspaces were saved and removed after %s and %d kills", len(names), time.Since(began).Round(time.Second), done)
-	waitFor(t, "nothing is in the trash", patience, func() bool {
+	stack.WaitFor(t, "nothing is in the trash", stack.Patience, func() bool {
 		entries, err := os.ReadDir(trash)
 		require.NoError(t, err)
 		return len(entries) == 0
 	})
-	require.Empty(t, s.instancesOf(t, node))
-	must(t, s, 0, []string{"is stopped"}, "stop", names[0])
-	must(t, s, 0, nil, "restore", names[0], "--snapshot", s.recovered(t, names[0])[0])
-	_, content := contentDir(t, s, names[0])
-	requireSame(t, had[names[0]], content)
+	require.Empty(t, instancesOf(t, s, node))
+	stack.Must(t, s, 0, []string{"is stopped"}, "stop", names[0])
+	stack.Must(t, s, 0, nil, "restore", names[0], "--snapshot", recovered(t, s, names[0])[0])
+	_, content := stack.ContentDir(t, s, names[0])
+	stack.RequireSame(t, had[names[0]], content)
 }
 
 func exists(path string) bool {
@@ -126,11 +127,11 @@ func exists(path string) bool {
 }
 
 // recovered are the ids of a workspace's recovered snapshots.
-func (s *stack) recovered(t *testing.T, name string) (ids []string) {
+func recovered(t *testing.T, s *stack.Stack, name string) (ids []string) {
 	t.Helper()
 	var listed workspace.SnapshotsResult
-	r := must(t, s, 0, nil, "snapshots", name, "-o", "json")
-	require.NoError(t, json.Unmarshal([]byte(r.stdout), &listed), r.stdout)
+	r := stack.Must(t, s, 0, nil, "snapshots", name, "-o", "json")
+	require.NoError(t, json.Unmarshal([]byte(r.Stdout), &listed), r.Stdout)
 	for _, line := range listed.Snapshots {
 		if line.Kind == "recovered" {
 			ids = append(ids, line.Snapshot)
@@ -140,7 +141,7 @@ func (s *stack) recovered(t *testing.T, name string) (ids []string) {
 }
 
 // instancesOf are the names of the instances that a node's engine keeps, running or not.
-func (s *stack) instancesOf(t *testing.T, node string) (names []string) {
+func instancesOf(t *testing.T, s *stack.Stack, node string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join(s.NodeDir(node), "engine"))
 	require.NoError(t, err)

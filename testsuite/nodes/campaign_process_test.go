@@ -1,4 +1,4 @@
-package testsuite_test
+package nodes_test
 
 import (
 	"fmt"
@@ -19,6 +19,7 @@ import (
 	"holdfast/engine"
 	"holdfast/storage/resolver/dnsserver"
 	"holdfast/testsuite/link"
+	"holdfast/testsuite/stack"
 )
 
 // copyTree copies all that a file can have, without what a pattern of rsync names.
@@ -30,7 +31,7 @@ func copyTree(t *testing.T, from, to, without string) {
 
 // plain is a node of the process engine whose agent reaches everything through links, and asks a DNS server of its own.
 type plain struct {
-	s        *stack
+	s        *stack.Stack
 	node     string
 	engine   engine.Engine
 	temporal *link.Link
@@ -83,7 +84,7 @@ func (p *plain) freeze(t *testing.T)    { require.NoError(t, p.agent().Pause()) 
 func (p *plain) thaw(t *testing.T)      { require.NoError(t, p.agent().Resume()) }
 func (p *plain) begin(t *testing.T)     { require.NoError(t, p.agent().Start(t.Context())) }
 func (p *plain) powerOn(t *testing.T)   { p.begin(t) }
-func (p *plain) powerLoss(t *testing.T) { p.kill(t); endInstances(t, p.s.NodeDir(p.node)) }
+func (p *plain) powerLoss(t *testing.T) { p.kill(t); stack.EndInstances(t, p.s.NodeDir(p.node)) }
 
 func (p *plain) wipe(t *testing.T) {
 	dir := p.s.NodeDir(p.node)
@@ -122,7 +123,7 @@ func (p *plain) statuses(t *testing.T, id string) map[string]engine.Status {
 
 func (p *plain) remains(t *testing.T) []string {
 	t.Helper()
-	return append(remainsOf(t, p.s.NodeDir(p.node)), p.s.instancesOf(t, p.node)...)
+	return append(remainsOf(t, p.s.NodeDir(p.node)), instancesOf(t, p.s, p.node)...)
 }
 
 // remainsOf is what is left of workspaces in a node's directory.
@@ -144,11 +145,11 @@ func remainsOf(t *testing.T, dir string) (left []string) {
 func newLinked(t *testing.T) *cluster {
 	t.Helper()
 	nodes := map[string]*plain{"node-1": {node: "node-1"}, "node-2": {node: "node-2"}}
-	s := newStack(t, "any", "process", linked(t, nodes))
+	s := stack.New(t, "any", "process", linked(t, nodes))
 	for _, p := range nodes {
 		p.s = s
 	}
-	return &cluster{stack: s, one: nodes["node-1"], two: nodes["node-2"]}
+	return &cluster{Stack: s, one: nodes["node-1"], two: nodes["node-2"]}
 }
 
 // TestCampaignOfProcesses makes every fault of a node without Docker and without privileges, and of Temporal, while workspaces run, are
@@ -160,10 +161,10 @@ func TestCampaignOfProcesses(t *testing.T) {
 
 // everyFault is one row of the campaign for each fault, each on a cluster of its own. A row takes a minute or two, of which half is waiting.
 func everyFault(t *testing.T, bringUp func(*testing.T) *cluster) {
-	if !campaign() {
+	if !stack.Campaign() {
 		t.Skip("this takes minutes: HOLDFAST_CAMPAIGN=1 has it")
 	}
-	seed := seedOf(t)
+	seed := stack.Seed(t)
 	for i, f := range faults() {
 		t.Run(strings.ReplaceAll(f.name, " ", "-"), func(t *testing.T) {
 			t.Parallel()

@@ -1,4 +1,4 @@
-package testsuite_test
+package nodes_test
 
 import (
 	"encoding/json"
@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"holdfast/engine"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
@@ -36,7 +37,7 @@ type machine interface {
 
 // cluster is a stack with two machines; the faults are the first one's.
 type cluster struct {
-	*stack
+	*stack.Stack
 	one, two machine
 }
 
@@ -108,8 +109,8 @@ type subject struct {
 func cells(t *testing.T, c *cluster, f fault, random *rand.Rand) {
 	subjects := map[string]*subject{}
 	for i, name := range phases() {
-		must(t, c.stack, 0, nil, "start", name, "--node", c.one.name(), "--from-dir", randomTree(t, random.Int63(), 4, 128<<10))
-		subjects[name] = &subject{name: name, id: show(t, c.stack, name).ID, versions: map[string]string{}}
+		stack.Must(t, c.Stack, 0, nil, "start", name, "--node", c.one.name(), "--from-dir", stack.RandomTree(t, random.Int63(), 4, 128<<10))
+		subjects[name] = &subject{name: name, id: stack.Show(t, c.Stack, name).ID, versions: map[string]string{}}
 		subjects[name].acknowledge(t, c, "backup", i)
 	}
 	for _, name := range []string{starting, restoring} {
@@ -118,22 +119,22 @@ func cells(t *testing.T, c *cluster, f fault, random *rand.Rand) {
 	for _, name := range []string{running, stopping, backingUp} {
 		s := subjects[name]
 		s.write(t, c, 20)
-		_, content := contentDir(t, c.stack, name)
-		s.counted, s.token = filepath.Join(content, "count"), show(t, c.stack, name).Instance.Token
-		counts(t, c.stack, name, content)
+		_, content := stack.ContentDir(t, c.Stack, name)
+		s.counted, s.token = filepath.Join(content, "count"), stack.Show(t, c.Stack, name).Instance.Token
+		counts(t, c.Stack, name, content)
 	}
 
 	// Everything that reads or writes content is held at the store, and with it each workspace in its phase.
-	c.hold(t, "/data/", 0)
+	hold(t, c.Stack, "/data/", 0)
 	operations := map[string]string{
-		starting:  detached(t, c.stack, "start", starting, "--node", c.one.name()),
-		stopping:  detached(t, c.stack, "stop", stopping),
-		backingUp: detached(t, c.stack, "backup", backingUp),
-		restoring: detached(t, c.stack, "restore", restoring, "--snapshot", subjects[restoring].oldest(t, c), "--node", c.one.name()),
+		starting:  stack.Detached(t, c.Stack, "start", starting, "--node", c.one.name()),
+		stopping:  stack.Detached(t, c.Stack, "stop", stopping),
+		backingUp: stack.Detached(t, c.Stack, "backup", backingUp),
+		restoring: stack.Detached(t, c.Stack, "restore", restoring, "--snapshot", subjects[restoring].oldest(t, c), "--node", c.one.name()),
 	}
-	waitFor(t, "each workspace is in its phase", patience, func() bool { return c.held(t) >= int64(len(operations)) })
+	stack.WaitFor(t, "each workspace is in its phase", stack.Patience, func() bool { return held(t, c.Stack) >= int64(len(operations)) })
 	for _, name := range phases() {
-		state := show(t, c.stack, name)
+		state := stack.Show(t, c.Stack, name)
 		require.Equal(t, name != running, state.Operation != nil, "%s: %+v", name, state.Operation)
 	}
 
@@ -142,18 +143,18 @@ func cells(t *testing.T, c *cluster, f fault, random *rand.Rand) {
 	t.Logf("what is held goes on early: %v", early)
 	f.make(t, c)
 	if early || f.lasts {
-		c.hold(t, "", 0)
+		hold(t, c.Stack, "", 0)
 	}
 	if f.loses {
-		waitFor(t, "the node is lost", patience, func() bool { return nodeShow(t, c.stack, c.one.name()).Loss != nil })
-		c.hold(t, "", 0)
+		stack.WaitFor(t, "the node is lost", stack.Patience, func() bool { return nodeShow(t, c.Stack, c.one.name()).Loss != nil })
+		hold(t, c.Stack, "", 0)
 		c.elsewhere(t, subjects[running], f)
 	}
 	if f.lasts {
 		c.settled(t, f)
 	}
 	f.undo(t, c)
-	c.hold(t, "", 0)
+	hold(t, c.Stack, "", 0)
 	c.settled(t, f)
 	c.check(t, subjects)
 }
@@ -161,7 +162,7 @@ func cells(t *testing.T, c *cluster, f fault, random *rand.Rand) {
 // write puts something new into a running workspace, so that its next backup has something to store.
 func (s *subject) write(t *testing.T, c *cluster, round int) {
 	t.Helper()
-	_, content := contentDir(t, c.stack, s.name)
+	_, content := stack.ContentDir(t, c.Stack, s.name)
 	data := make([]byte, 256<<10)
 	rand.New(rand.NewSource(int64(round) + time.Now().UnixNano())).Read(data)
 	require.NoError(t, os.WriteFile(filepath.Join(content, fmt.Sprintf("new-%d", round)), data, 0o644))
@@ -172,16 +173,16 @@ func (s *subject) write(t *testing.T, c *cluster, round int) {
 func (s *subject) acknowledge(t *testing.T, c *cluster, verb string, round int) {
 	t.Helper()
 	s.write(t, c, round)
-	_, content := contentDir(t, c.stack, s.name)
-	copied := manifest(t, content)
-	must(t, c.stack, 0, nil, verb, s.name)
-	s.versions[show(t, c.stack, s.name).Head.Snapshot] = copied
+	_, content := stack.ContentDir(t, c.Stack, s.name)
+	copied := stack.Manifest(t, content)
+	stack.Must(t, c.Stack, 0, nil, verb, s.name)
+	s.versions[stack.Show(t, c.Stack, s.name).Head.Snapshot] = copied
 }
 
 // oldest is the first version that was acknowledged.
 func (s *subject) oldest(t *testing.T, c *cluster) string {
 	t.Helper()
-	head := show(t, c.stack, s.name).Head.Snapshot
+	head := stack.Show(t, c.Stack, s.name).Head.Snapshot
 	for snapshot := range s.versions {
 		if snapshot != head || len(s.versions) == 1 {
 			return snapshot
@@ -196,18 +197,18 @@ func (s *subject) oldest(t *testing.T, c *cluster) string {
 func (c *cluster) elsewhere(t *testing.T, s *subject, f fault) {
 	t.Helper()
 	began := time.Now()
-	state := waitState(t, c.stack, s.name, "it runs elsewhere", patience, func(state workspace.State) bool {
+	state := stack.WaitState(t, c.Stack, s.name, "it runs elsewhere", stack.Patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Running && state.Operation == nil && state.Instance.Node == c.two.name()
 	})
 	require.Greater(t, state.Instance.Token, s.token)
 	t.Logf("it runs elsewhere %s after the fault", time.Since(began).Round(time.Second))
 	// RPO: what it goes on with is the newest version that was acknowledged, and all of it.
-	_, content := contentDir(t, c.stack, s.name)
+	_, content := stack.ContentDir(t, c.Stack, s.name)
 	require.Contains(t, s.versions, state.Head.Snapshot)
-	requireSame(t, s.versions[state.Head.Snapshot], content)
+	stack.RequireSame(t, s.versions[state.Head.Snapshot], content)
 	if f.pauses {
 		token := fmt.Sprint(s.token)
-		waitFor(t, "what was replaced is paused", patience, func() bool { return c.one.statuses(t, s.id)[token] == engine.StatusPaused })
+		stack.WaitFor(t, "what was replaced is paused", stack.Patience, func() bool { return c.one.statuses(t, s.id)[token] == engine.StatusPaused })
 		stands(t, func() int64 { return sizeOf(s.counted) })
 	}
 }
@@ -225,7 +226,7 @@ func sizeOf(file string) int64 {
 func (c *cluster) settled(t *testing.T, f fault) {
 	t.Helper()
 	for _, name := range phases() {
-		state := waitState(t, c.stack, name, "nothing is under way or left of it", patience, func(state workspace.State) bool {
+		state := stack.WaitState(t, c.Stack, name, "nothing is under way or left of it", stack.Patience, func(state workspace.State) bool {
 			return state.Operation == nil && len(state.Waiting) == 0 && state.Look == nil && (f.wiped || len(state.Left) == 0 && state.Kept == nil) &&
 				(state.Phase == workspace.Running || state.Phase == workspace.Stopped || state.Phase == workspace.Blocked)
 		})
@@ -261,11 +262,11 @@ func (c *cluster) settled(t *testing.T, f fault) {
 func (c *cluster) check(t *testing.T, subjects map[string]*subject) {
 	t.Helper()
 	for _, name := range phases() {
-		s, state := subjects[name], show(t, c.stack, name)
+		s, state := subjects[name], stack.Show(t, c.Stack, name)
 		c.headIsTheNewest(t, state)
 		// invariant 1: every version that was acknowledged is there, byte for byte.
 		for snapshot, copied := range s.versions {
-			requireSame(t, copied, c.restored(t, name, snapshot))
+			stack.RequireSame(t, copied, restored(t, c.Stack, name, snapshot))
 		}
 		// Nothing runs but the instance that the workspace has, and that one does.
 		for _, m := range []machine{c.one, c.two} {
@@ -277,16 +278,16 @@ func (c *cluster) check(t *testing.T, subjects map[string]*subject) {
 		}
 		if state.Phase == workspace.Running {
 			s.write(t, c, 30)
-			_, content := contentDir(t, c.stack, name)
-			before := manifest(t, withoutCount(t, content))
-			must(t, c.stack, 0, nil, "stop", name)
-			state = show(t, c.stack, name)
+			_, content := stack.ContentDir(t, c.Stack, name)
+			before := stack.Manifest(t, withoutCount(t, content))
+			stack.Must(t, c.Stack, 0, nil, "stop", name)
+			state = stack.Show(t, c.Stack, name)
 			c.headIsTheNewest(t, state)
-			requireSame(t, before, withoutCount(t, c.restored(t, name, state.Head.Snapshot)))
+			stack.RequireSame(t, before, withoutCount(t, restored(t, c.Stack, name, state.Head.Snapshot)))
 		}
 	}
 	for _, m := range []machine{c.one, c.two} {
-		waitFor(t, "nothing is left on "+m.name(), patience, func() bool { return len(m.remains(t)) == 0 })
+		stack.WaitFor(t, "nothing is left on "+m.name(), stack.Patience, func() bool { return len(m.remains(t)) == 0 })
 	}
 }
 
@@ -301,10 +302,10 @@ func withoutCount(t *testing.T, dir string) string {
 // headIsTheNewest compares a workspace's head with the records on the store: of the newest token the newest commit, else that token's base.
 func (c *cluster) headIsTheNewest(t *testing.T, state workspace.State) {
 	t.Helper()
-	store := c.store(t, 0)
+	store := c.Store(t, 0)
 	prefix := "catalog/workspaces/" + state.ID + "/"
 	keys := func(below string) (names []string) {
-		for _, one := range objects(t, store, prefix+below) {
+		for _, one := range stack.Objects(t, store, prefix+below) {
 			names = append(names, one.Key)
 		}
 		slices.Sort(names) // numbers of one length
@@ -314,11 +315,11 @@ func (c *cluster) headIsTheNewest(t *testing.T, state workspace.State) {
 	require.NotEmpty(t, instances)
 	newest := instances[len(instances)-1]
 	var record workspace.InstanceRecord
-	require.NoError(t, json.Unmarshal(object(t, store, newest), &record))
+	require.NoError(t, json.Unmarshal(stack.Object(t, store, newest), &record))
 	want := record.Base
 	if commits := keys(fmt.Sprintf("commits/%020d/", record.Token)); len(commits) > 0 {
 		var commit workspace.Commit
-		require.NoError(t, json.Unmarshal(object(t, store, commits[len(commits)-1]), &commit))
+		require.NoError(t, json.Unmarshal(stack.Object(t, store, commits[len(commits)-1]), &commit))
 		want = commit.Snapshot
 	}
 	require.NotNil(t, state.Head, state.Name)

@@ -1,4 +1,4 @@
-package testsuite_test
+package nodes_test
 
 import (
 	"os"
@@ -10,16 +10,17 @@ import (
 
 	"holdfast/activities"
 	"holdfast/devstack"
+	"holdfast/testsuite/stack"
 	"holdfast/workspace"
 )
 
 // sharedStack is a stack whose nodes reach one shared volume, and pause what runs on them soon.
-func sharedStack(t *testing.T, engine string) (s *stack, volume, dir string) {
+func sharedStack(t *testing.T, engine string) (s *stack.Stack, volume, dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	volume, _, err := activities.MakeShared(dir)
 	require.NoError(t, err)
-	s = newStack(t, "any", engine, func(options *devstack.StackOptions) {
+	s = stack.New(t, "any", engine, func(options *devstack.StackOptions) {
 		plain := options.Roles.Node
 		options.Roles.Node = func(file devstack.StackFile, node, data string) devstack.Command {
 			command := plain(file, node, data)
@@ -40,42 +41,42 @@ func onVolume(dir string, state workspace.State) string {
 func TestSharedVolumeSurvivesItsNode(t *testing.T) {
 	t.Parallel()
 	s, volume, dir := sharedStack(t, "process")
-	must(t, s, 0, nil, "start", "web", "--volume", "shared", "--from-dir", randomTree(t, 41, 8, 256<<10))
-	state := show(t, s, "web")
+	stack.Must(t, s, 0, nil, "start", "web", "--volume", "shared", "--from-dir", stack.RandomTree(t, 41, 8, 256<<10))
+	state := stack.Show(t, s, "web")
 	node := state.Instance.Node
 	require.Equal(t, volume, state.Instance.Volume)
-	must(t, s, 0, []string{"shared, on " + volume}, "show", "web")
-	must(t, s, 0, []string{"shared volume", volume + " on " + dir}, "node", "show", node)
+	stack.Must(t, s, 0, []string{"shared, on " + volume}, "show", "web")
+	stack.Must(t, s, 0, []string{"shared volume", volume + " on " + dir}, "node", "show", node)
 	require.NoError(t, os.WriteFile(filepath.Join(onVolume(dir, state), "uncommitted"), []byte("never backed up"), 0o640))
-	before := manifest(t, onVolume(dir, state))
+	before := stack.Manifest(t, onVolume(dir, state))
 
 	require.NoError(t, s.Node(node).Kill())
-	s.killInstance(t, state)
-	waitSays(t, s, []string{"guard process of node " + node}, "why", "web")
-	after := waitState(t, s, "web", "another node goes on with it", patience, func(state workspace.State) bool {
+	killInstance(t, s, state)
+	stack.WaitSays(t, s, []string{"guard process of node " + node}, "why", "web")
+	after := stack.WaitState(t, s, "web", "another node goes on with it", stack.Patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Running && state.Instance.Node != node && state.Operation == nil
 	})
-	requireSame(t, before, onVolume(dir, after))
+	stack.RequireSame(t, before, onVolume(dir, after))
 	require.Equal(t, volume, after.Instance.Volume)
 	require.Zero(t, after.Recovery.LostWork)
-	require.Empty(t, s.storedNames(t, after.ID, "/snapshots/"), "it was never backed up")
-	must(t, s, 0, []string{"nothing was lost"}, "why", "web")
+	require.Empty(t, s.StoredNames(t, after.ID, "/snapshots/"), "it was never backed up")
+	stack.Must(t, s, 0, []string{"nothing was lost"}, "why", "web")
 
 	require.NoError(t, s.Node(node).Start(t.Context()))
-	waitState(t, s, "web", "what the first node had is forgotten", patience, func(state workspace.State) bool { return len(state.Left) == 0 })
-	require.Empty(t, s.instancesOf(t, node))
-	requireSame(t, before, onVolume(dir, after))
-	must(t, s, 0, nil, "move", "web", "--node", node)
-	moved := show(t, s, "web")
+	stack.WaitState(t, s, "web", "what the first node had is forgotten", stack.Patience, func(state workspace.State) bool { return len(state.Left) == 0 })
+	require.Empty(t, instancesOf(t, s, node))
+	stack.RequireSame(t, before, onVolume(dir, after))
+	stack.Must(t, s, 0, nil, "move", "web", "--node", node)
+	moved := stack.Show(t, s, "web")
 	require.Equal(t, node, moved.Instance.Node)
-	requireSame(t, before, onVolume(dir, moved))
-	require.Empty(t, s.storedNames(t, after.ID, "/snapshots/"), "a move needs no backup")
-	must(t, s, 0, nil, "stop", "web")
+	stack.RequireSame(t, before, onVolume(dir, moved))
+	require.Empty(t, s.StoredNames(t, after.ID, "/snapshots/"), "a move needs no backup")
+	stack.Must(t, s, 0, nil, "stop", "web")
 	entries, err := os.ReadDir(filepath.Join(dir, "workspaces"))
 	require.NoError(t, err)
 	require.Empty(t, entries)
-	must(t, s, 0, nil, "start", "web")
-	requireSame(t, before, onVolume(dir, show(t, s, "web")))
+	stack.Must(t, s, 0, nil, "start", "web")
+	stack.RequireSame(t, before, onVolume(dir, stack.Show(t, s, "web")))
 }
 
 // TestFrozenAgentOfASharedVolume proves A12 for content that two nodes reach: an agent is frozen and what it runs works on. Nobody
@@ -83,10 +84,10 @@ func TestSharedVolumeSurvivesItsNode(t *testing.T) {
 func TestFrozenAgentOfASharedVolume(t *testing.T) {
 	t.Parallel()
 	s, _, dir := sharedStack(t, "process")
-	must(t, s, 0, nil, "start", "web", "--volume", "shared")
-	state := show(t, s, "web")
+	stack.Must(t, s, 0, nil, "start", "web", "--volume", "shared")
+	state := stack.Show(t, s, "web")
 	node := state.Instance.Node
-	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "(while :; do echo old >> count; sleep 0.05; done) </dev/null >/dev/null 2>&1 &")
+	stack.Must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "(while :; do echo old >> count; sleep 0.05; done) </dev/null >/dev/null 2>&1 &")
 	lines := func(state workspace.State) []string {
 		text, err := os.ReadFile(filepath.Join(onVolume(dir, state), "count"))
 		if err != nil {
@@ -97,17 +98,17 @@ func TestFrozenAgentOfASharedVolume(t *testing.T) {
 	grows(t, func() int64 { return int64(len(lines(state))) })
 
 	require.NoError(t, s.Node(node).Pause())
-	after := waitState(t, s, "web", "another node goes on with it", patience, func(state workspace.State) bool {
+	after := stack.WaitState(t, s, "web", "another node goes on with it", stack.Patience, func(state workspace.State) bool {
 		return state.Phase == workspace.Running && state.Instance.Node != node && state.Operation == nil
 	})
 	atTakeOver := len(lines(after))
 	stands(t, func() int64 { return int64(len(lines(after))) })
-	must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "(while :; do echo new >> count; sleep 0.05; done) </dev/null >/dev/null 2>&1 &")
+	stack.Must(t, s, 0, nil, "exec", "web", "--", "sh", "-c", "(while :; do echo new >> count; sleep 0.05; done) </dev/null >/dev/null 2>&1 &")
 	grows(t, func() int64 { return int64(len(lines(after))) })
 
 	require.NoError(t, s.Node(node).Resume())
-	waitState(t, s, "web", "what the first node had is forgotten", patience, func(state workspace.State) bool { return len(state.Left) == 0 })
-	require.Empty(t, s.instancesOf(t, node))
+	stack.WaitState(t, s, "web", "what the first node had is forgotten", stack.Patience, func(state workspace.State) bool { return len(state.Left) == 0 })
+	require.Empty(t, instancesOf(t, s, node))
 	grows(t, func() int64 { return int64(len(lines(after))) })
 	written := lines(after)
 	for i, word := range written {

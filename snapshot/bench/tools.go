@@ -45,14 +45,23 @@ func detect(ctx context.Context, binary, kopiaCompression string) (*tool, error)
 	} else if stat.IsDir() || stat.Mode()&0o111 == 0 {
 		return nil, fmt.Errorf("--peer: %s is not a program", path)
 	}
+	home, err := os.MkdirTemp("", "bench-home-") // without one kopia makes a cache in the current directory
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(home)
+	ask := func(argument string) (string, error) {
+		_, text, err := (command{line: []string{path, argument}, environment: []string{"HOME=" + home}}).run(ctx, quickVersion)
+		return text, err
+	}
 	restic := regexp.MustCompile(`^restic (\S+) compiled`)
-	if _, text, err := (command{line: []string{path, "version"}}).run(ctx, quickVersion); err == nil {
+	if text, err := ask("version"); err == nil {
 		if match := restic.FindStringSubmatch(text); match != nil {
 			return resticTool(path, match[1]), nil
 		}
 	}
 	kopia := regexp.MustCompile(`^(\S+) build: .* from:`)
-	if _, text, err := (command{line: []string{path, "--version"}}).run(ctx, quickVersion); err == nil {
+	if text, err := ask("--version"); err == nil {
 		if match := kopia.FindStringSubmatch(text); match != nil {
 			return kopiaTool(path, match[1], kopiaCompression), nil
 		}

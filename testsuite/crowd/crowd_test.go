@@ -24,6 +24,13 @@ func TestMain(m *testing.M) {
 // campaign says whether the tests run at their full size (HOLDFAST_CAMPAIGN=1).
 func campaign() bool { return os.Getenv("HOLDFAST_CAMPAIGN") != "" }
 
+// besideOthers lets a test run beside others at the small size. At the full one each has the machine.
+func besideOthers(t *testing.T) {
+	if !campaign() {
+		t.Parallel()
+	}
+}
+
 // patience is how long anything may take: only what hangs takes so long.
 const patience = 10 * time.Minute
 
@@ -62,7 +69,7 @@ func limits(workspaces int) crowd.Limits {
 // the loss is one, at the full size a quarter: all that ran there goes on elsewhere, nothing else is touched, what returns is cleaned
 // up, and nothing comes near a limit of Temporal.
 func TestManyNodesLost(t *testing.T) {
-	t.Parallel()
+	besideOthers(t)
 	hosts, nodesEach, workspaces := 2, 3, 60
 	if campaign() {
 		hosts, nodesEach, workspaces = 4, 5, 1000
@@ -79,7 +86,7 @@ func TestManyNodesLost(t *testing.T) {
 // TestSilenceMovesNothing: whether Temporal stands still or every connection to it is silent, longer than any lease lives, says nothing
 // about the nodes.
 func TestSilenceMovesNothing(t *testing.T) {
-	t.Parallel()
+	besideOthers(t)
 	hosts, nodesEach, workspaces, d := 2, 3, 30, 20*time.Second
 	if campaign() {
 		hosts, nodesEach, workspaces, d = 4, 5, 1000, time.Minute

@@ -1,8 +1,11 @@
 package worker
 
 import (
+	"context"
+	"errors"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,5 +57,35 @@ func TestAgentWhoseNameWasTaken(t *testing.T) {
 		}
 	}
 	stopSecond()
+	stop()
+}
+
+// invariants 6 and 7: an agent takes nothing from its node's queues before the node is its own, however long another has it.
+func TestAgentThatIsNotAdmittedTakesNothing(t *testing.T) {
+	s := newStack(t)
+	lease, stop := s.agent()
+	live(t, lease)
+	s.nodeIs(workspace.NodeReady)
+
+	var began atomic.Int32
+	second := &agent{
+		config: NodeConfig{Name: "node-1", Config: Config{Logger: s.logger}}, lease: &activities.Lease{}, client: s.client,
+		info: workspace.NodeInfo{Name: "node-1", Incarnation: "second", Recipient: "another machine's key", Address: "127.0.0.1:1"},
+		hold: func() (*tenure, error) {
+			began.Add(1)
+			return nil, errors.New("it began to take work")
+		},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	served := make(chan error, 1)
+	go func() { served <- second.serve(ctx, func() error { return nil }) }()
+	require.Eventually(t, func() bool {
+		return strings.Contains(s.logs.String(), "another agent has this node: this one does nothing")
+	}, patience, 50*time.Millisecond)
+	require.Zero(t, began.Load())
+	cancel()
+	require.NoError(t, <-served)
+	require.Zero(t, began.Load())
 	stop()
 }

@@ -25,7 +25,7 @@ type lossReport struct {
 func (p *program) reportCommand() *cli.Command {
 	return &cli.Command{Name: "report", Usage: "name every workspace that a node's loss touched, and what each has lost", ArgsUsage: "NODE",
 		Description: "What was lost is bounded by the time from the newest verified snapshot until the loss was decided. While a workspace waits, it is what going on without the node would lose. " +
-			"A workspace that stayed, because its node came back in time, has lost nothing and is not named; one that went on elsewhere is, until it is stopped or started again.",
+			"A workspace that stayed, because its node came back in time, has lost nothing and is not named. What one has lost that went on elsewhere is known until it is stopped or started again; it is named for as long as the node has something of it that is not saved.",
 		Flags: []cli.Flag{outputFlag()}, Action: p.reportNode}
 }
 
@@ -81,7 +81,7 @@ func renderReport(w io.Writer, report lossReport, now time.Time, colours bool) {
 	case len(report.Affected) > 0:
 		renderAffected(w, report.Affected, colours)
 	case len(report.Silent) == 0 && !report.LostAt.IsZero():
-		fmt.Fprintln(w, "No workspace was touched by that, as far as is known now.")
+		fmt.Fprintln(w, wrapText("No workspace is known to be touched by that, and none that could be asked still has something there. One that was stopped or started again since has forgotten what it cost.", 2))
 	}
 	for _, silent := range report.Silent {
 		fmt.Fprintln(w, wrapText(silent+" did not answer: it may be touched, too", 2))
@@ -90,7 +90,7 @@ func renderReport(w io.Writer, report lossReport, now time.Time, colours bool) {
 
 func renderAffected(w io.Writer, all []workspace.Affected, colours bool) {
 	rows := make([][]string, 0, len(all))
-	settled, nothing, saving, saved := 0, 0, 0, 0
+	settled, nothing, unknown, saving, saved := 0, 0, 0, 0, 0
 	var most time.Duration
 	for _, one := range all {
 		rows = append(rows, []string{one.Name, paint(string(one.State), colours), orDash(one.Node), lostWork(one), orDash(workspace.Short(one.Recovered)), orDash(one.Owner)})
@@ -104,7 +104,9 @@ func renderAffected(w io.Writer, all []workspace.Affected, colours bool) {
 			continue
 		}
 		settled++
-		if work := time.Duration(*one.LostWorkSeconds * float64(time.Second)); work > 0 {
+		if one.LostWorkSeconds == nil {
+			unknown++
+		} else if work := time.Duration(*one.LostWorkSeconds * float64(time.Second)); work > 0 {
 			most = max(most, work)
 		} else {
 			nothing++
@@ -123,10 +125,13 @@ func renderAffected(w io.Writer, all []workspace.Affected, colours bool) {
 	}
 	summary := fmt.Sprintf("%s: %d went on without it", plural(len(all), "workspace"), settled)
 	if nothing > 0 {
-		summary += fmt.Sprintf(", of which %d lost nothing", nothing)
+		summary += fmt.Sprintf(", %d of them lost nothing", nothing)
+	}
+	if unknown > 0 {
+		summary += fmt.Sprintf(", %d of them stopped or started again since", unknown)
 	}
 	if most > 0 {
-		summary += ", and none lost more than the last " + workspace.WorkSpan(most) + " of work"
+		summary += "; none is known to have lost more than the last " + workspace.WorkSpan(most) + " of work"
 	}
 	if waiting := len(all) - settled; waiting > 0 {
 		summary += fmt.Sprintf("; %d did not yet", waiting)
@@ -143,6 +148,8 @@ func renderAffected(w io.Writer, all []workspace.Affected, colours bool) {
 // lostWork says what one workspace has lost, or would lose.
 func lostWork(one workspace.Affected) string {
 	switch {
+	case one.LostWorkSeconds == nil && one.Settled:
+		return "not known any more"
 	case one.LostWorkSeconds == nil:
 		return "waits for it"
 	case *one.LostWorkSeconds <= 0:

@@ -26,6 +26,7 @@ func TestNodeReport(t *testing.T) {
 			Loss: &workspace.Loss{Node: "node-1", At: lost}},
 		{Name: "draco", Phase: workspace.Running, Instance: &workspace.Instance{Token: 1, Node: "node-2"}},
 		{Name: "eridanus", Phase: workspace.Recovering, Reason: "there is no snapshot", Instance: &workspace.Instance{Token: 1, Node: "node-1"}, Loss: &workspace.Loss{Node: "node-1", At: lost}},
+		{Name: "gemini", Phase: workspace.Stopped, Left: []workspace.Kept{{Node: "node-1", Token: 1}}},
 	} {
 		lines = append(lines, listWorkspace(state, testNow))
 	}
@@ -37,9 +38,10 @@ func TestNodeReport(t *testing.T) {
 		"Node node-1 is lost since 2026-01-25 11:59:00 UTC (60 s ago).",
 		"atlas Running node-2 at most 19 s - ada", "borealis Running node-3 nothing cccccccc -", "cygnus Recovering node-1 would lose 90 s - -", "eridanus Recovering node-1 waits for it - -",
 		"cygnus: node node-1 is lost; it is waited for", "eridanus: there is no snapshot", "fornax did not answer: it may be touched, too",
-		"4 workspaces: 2 went on without it, of which 1 lost nothing, and none lost more than the last 19 s of work; 2 did not yet.",
+		"gemini Stopped - not known any more - -",
+		"5 workspaces: 3 went on without it, 1 of them lost nothing, 1 of them stopped or started again since; none is known to have lost more than the last 19 s of work; 2 did not yet.",
 		"Saved is all that the node still had when it was back",
-		"What only the node has of 1 workspace is offered as a snapshot once it is back",
+		"What only the node has of 2 workspaces is offered as a snapshot once it is back",
 	} {
 		wantIn(t, "the report", text, part)
 	}
@@ -54,14 +56,14 @@ func TestNodeReport(t *testing.T) {
 
 	r = runWith(t, control, "node", "report", "node-1", "-o", "json")
 	var report lossReport
-	if err := json.Unmarshal([]byte(r.stdout), &report); err != nil || len(report.Affected) != 4 || len(report.Silent) != 1 || report.Affected[3].LostWorkSeconds != nil ||
+	if err := json.Unmarshal([]byte(r.stdout), &report); err != nil || len(report.Affected) != 5 || len(report.Silent) != 1 || report.Affected[3].LostWorkSeconds != nil ||
 		*report.Affected[1].LostWorkSeconds != 0 || *report.Affected[0].LostWorkSeconds != 19 || report.Affected[2].Settled {
 		t.Errorf("%v: %s", err, r.stdout)
 	}
 
 	node.ReturnedAt = testNow
 	control = &fakeControl{nodeStates: []workspace.NodeState{node, {Info: workspace.NodeInfo{Name: "node-2"}, Phase: workspace.NodeReady}}}
-	wantIn(t, "a node that is back", runWith(t, control, "node", "report", "node-1").stdout, "and is back since 2026-01-25 12:00:00 UTC", "No workspace was touched by that")
+	wantIn(t, "a node that is back", runWith(t, control, "node", "report", "node-1").stdout, "and is back since 2026-01-25 12:00:00 UTC", "No workspace is known to be touched by that")
 	wantIn(t, "another node", runWith(t, control, "node", "report", "node-2").stdout, "Node node-2 was never lost.")
 	if r := runWith(t, control, "node", "report", "node-9"); r.code != exitNotFound {
 		t.Errorf("%+v", r)

@@ -9,12 +9,12 @@ type Affected struct {
 	State Phase  `json:"state"`
 	// Node is where it runs now, or where its content is; empty while that is being chosen, and when it is in the stores alone.
 	Node   string    `json:"node,omitempty"`
-	LostAt time.Time `json:"lost_at"` // when the loss was decided
-	// Settled is set once it was gone on with, so that LostWorkSeconds is what that cost. Before that it is what going on without the
-	// node would cost.
+	LostAt time.Time `json:"lost_at,omitzero"` // when the loss was decided; zero when it is not known any more
+	// Settled is set once nothing waits for the node any more, so that LostWorkSeconds is what that cost. Before that it is what going on
+	// without the node would cost, or does once that was begun.
 	Settled bool `json:"settled"`
-	// LostWorkSeconds bounds the work that is lost: 0 is nothing. It is nil when there is no snapshot to go on from: everything
-	// waits for the node.
+	// LostWorkSeconds bounds the work that is lost: 0 is nothing. It is nil when there is no snapshot to go on from, so that everything
+	// waits for the node; and of what is Settled when it was stopped or started again since, so that it is not known any more.
 	LostWorkSeconds *float64 `json:"lost_work_seconds,omitempty"`
 	// Recovered is the snapshot of what the node still had when it was back; empty before that, and when that was in the snapshots already.
 	Recovered string `json:"recovered,omitempty"`
@@ -24,7 +24,8 @@ type Affected struct {
 }
 
 // AffectedBy says what a workspace has to do with the loss of a node; nil when it has nothing to do with it, because it was not
-// there, or because the node came back in time and it stayed. Of an earlier loss it knows until it is stopped or started again.
+// there, or because the node came back in time and it stayed. What a loss cost it knows until it is stopped or started again, and that the
+// node still has something of it until that is saved.
 func AffectedBy(state State, node string) *Affected {
 	affected := Affected{Name: state.Name, Owner: state.Owner, State: state.Phase}
 	for _, left := range state.Left {
@@ -42,7 +43,11 @@ func AffectedBy(state State, node string) *Affected {
 		if state.Reason != "" {
 			affected.What = state.Reason
 		}
-		if state.OnVolume() && !loss.Gone {
+		if loss.Replaced && recovery != nil && recovery.From == node {
+			// What is there now is another instance, or none: what it costs was worked out before.
+			work := recovery.LostWork.Seconds()
+			affected.LostWorkSeconds = &work
+		} else if state.OnVolume() && !loss.Gone {
 			affected.LostWorkSeconds = new(float64)
 		} else if state.Head != nil {
 			work := LostWork(state, loss.At).Seconds()
@@ -57,6 +62,8 @@ func AffectedBy(state State, node string) *Affected {
 				affected.Recovered = salvaged.Snapshot
 			}
 		}
+	case affected.Saving:
+		affected.Settled, affected.What = true, "it went on without what node "+node+" has, and was stopped or started again since"
 	default:
 		return nil
 	}

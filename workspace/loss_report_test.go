@@ -44,15 +44,28 @@ func TestAffectedBy(t *testing.T) {
 		}, &Affected{Node: "node-2", LostAt: lost, Settled: true, LostWorkSeconds: seconds(1), Recovered: "rest", What: "node node-1 was lost; it runs on node node-2, from snapshot aaaa: at most the last 1 s of work before the loss are not in it"}},
 		"it went on after the loss of another, and has something there": {func(s *State) {
 			s.Loss, s.Left = nil, []Kept{{Node: "node-1", Token: 1}}
+			s.Instance = &Instance{Token: 4, Node: "node-3"}
 			s.Recovery = &Recovery{From: "node-2", LostAt: lost}
+		}, &Affected{Node: "node-3", Settled: true, Saving: true, What: "it went on without what node node-1 has, and was stopped or started again since"}},
+		"it was stopped since, and has something there": {func(s *State) {
+			s.Loss, s.Instance, s.Phase, s.Left = nil, nil, Stopped, []Kept{{Node: "node-1", Token: 3}}
+		}, &Affected{Settled: true, Saving: true, What: "it went on without what node node-1 has, and was stopped or started again since"}},
+		"it was stopped since, and has something elsewhere": {func(s *State) {
+			s.Loss, s.Instance, s.Left = nil, nil, []Kept{{Node: "node-2", Token: 3}}
 		}, nil},
+		"another is being made": {func(s *State) {
+			s.Loss.Replaced, s.Instance = true, &Instance{Token: 4, Node: "node-2", Began: lost.Add(time.Minute)}
+			s.Head = &Commit{Token: 4, Snapshot: "aaaa", Time: lost.Add(time.Minute)}
+			s.Recovery = &Recovery{From: "node-1", LostAt: lost, LostWork: 40 * time.Second}
+		}, &Affected{Node: "node-2", LostAt: lost, LostWorkSeconds: seconds(40), What: "it waits"}},
 		"another is lost since": {func(s *State) {
 			s.Loss = &Loss{Node: "node-2", At: lost.Add(time.Hour)}
 			s.Recovery = &Recovery{From: "node-1", To: "node-2", Volume: "v", LostAt: lost}
 		}, &Affected{Node: "node-1", LostAt: lost, Settled: true, LostWorkSeconds: seconds(0), What: "node node-1 was lost; it runs on node node-2, with the files as they were on shared volume v: nothing was lost"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			state := waits
+			state, loss := waits, *waits.Loss
+			state.Loss = &loss
 			test.change(&state)
 			if test.want != nil {
 				test.want.Name, test.want.Owner, test.want.State = state.Name, state.Owner, state.Phase
